@@ -1,0 +1,71 @@
+"""The generated README.md of a saved graft: what it is, what it promises, whose parts it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tsugiki.grafts._base import claims
+
+if TYPE_CHECKING:
+    from tsugiki.model import TsugikiForConditionalGeneration
+
+_PROMISES = {
+    "exact": (
+        "A request without an image gets the base LLM's own answer: the LLM's weights were not changed, and nothing of the"
+        " graft runs. Check it with `tsugiki verify`."
+    ),
+    "bounded": (
+        "The LLM's weights were changed. Its loss of text quality has to be measured: `tsugiki eval --tasks retention`."
+    ),
+}
+
+
+def card(model: TsugikiForConditionalGeneration, settings: Mapping[str, Any], size: int) -> str:
+    """Markdown text; `size` is that of the weights' file in bytes."""
+    base, facts = settings["base"], settings["tsugiki"]
+    tower = model.frontend.tower
+    rows = [("base LLM", base.get("name", "?"), _licence(base)), ("vision tower", tower.name, tower.licence)]
+    for graft in model.grafts:
+        said = claims(graft)  # type: ignore[arg-type]
+        rows.append((f"graft `{graft.name}`", said["paper"] or "", "this file's own licence"))
+    table = "\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows)
+    seen = "once a picture has entered a conversation, text answers are measured, not proven"
+    return f"""---
+library_name: tsugiki
+pipeline_tag: image-text-to-text
+tags: [tsugiki, {", ".join(str(g.name) for g in model.grafts)}]
+---
+
+# {base.get("name", "LLM")} with eyes
+
+{_PROMISES[model.guarantee]} And: {seen}.
+
+| part | what | licence |
+|---|---|---|
+{table}
+
+* Guarantee: **{model.guarantee}** ({model.how}); tokens before the first image have the base's logits: {
+        "yes" if model.prefix_exact else "no"
+    }.
+* Weights in this folder: {size / 1e6:.1f} MB; {"the LLM's are included" if settings.get("llm_trained") else "the LLM's are not"}.
+* The tower sees the whole picture in a padded square of {model.frontend.tower.input_size} px (no centre crop);
+  {model.tokens_per_image} tokens an image.
+* Base: SHA-256 over its tensors `{base.get("tensors_sha256", "?")}`{_gguf(base)}.
+* Graft: SHA-256 `{facts["graft_sha256"]}`.
+
+```python
+import tsugiki
+
+model = tsugiki.load("this/folder")
+print(model.chat("What is in the picture?", images=["photo.jpg"]))
+```
+"""
+
+
+def _licence(base: Mapping[str, Any]) -> str:
+    return str(base.get("licence") or "see its own card")
+
+
+def _gguf(base: Mapping[str, Any]) -> str:
+    return f", made from the GGUF with SHA-256 `{base['gguf_sha256']}`" if base.get("gguf_sha256") else ""

@@ -1,0 +1,303 @@
+"""What every graft is: its own weights, and the places of the LLM where they act.
+
+A graft never changes the LLM's module tree or state-dict keys; attaching puts hooks, detaching takes them away again.
+A site does nothing unless the running request has an image. Shapes: B rows, T positions, D width of the LLM.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tsugiki.decoder import DecoderSpec
+from tsugiki.grafts._context import KEYWORD, Context, current
+from tsugiki.types import Guarantee, How
+
+SiteKind = Literal["before", "after", "around", "attention", "embed", "norm", "head"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a graft acts.
+
+    `function` by kind (x and y are the hidden states, the first argument and the first output of the module):
+
+    * `before`: f(x, context) -> x
+    * `after`: f(y, x, context) -> y
+    * `around`, `norm`, `head`: f(call, x, context) -> y, where call(x) runs the original
+    * `embed`: f(embeddings [B, T, D], input_ids [B, T], context) -> embeddings, scaling included
+    * `attention`: f(call, query, key, value, context, **keywords) -> (output, weights) of the layer's attention function;
+      `call(query, key, value, **changes)` runs the original with changed keywords (attention_mask, scaling, ...)
+    """
+
+    kind: SiteKind
+    module: nn.Module
+    function: Callable[..., Any]
+    name: str = ""
+
+
+class Graft(nn.Module):
+    """Base of all grafts: owns every new weight of the LLM side."""
+
+    SPLICES: ClassVar[bool] = False
+    """Whether visual tokens take the place of the prompt's placeholders."""
+    STARTS_AS_IDENTITY: ClassVar[bool] = True
+    """Whether a fresh graft changes nothing, also on a request with an image."""
+    PREFIX_EXACT: ClassVar[bool] = True
+    """Whether tokens before the first image have the base's logits."""
+    GUARANTEE: ClassVar[Guarantee] = "exact"
+    HOW: ClassVar[How] = "untouched"
+
+    def __init__(self, config: Any, decoder: DecoderSpec) -> None:
+        super().__init__()
+        self.config = config
+        self._removers: list[Callable[[], None]] = []
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def guarantee(self) -> Guarantee:
+        return self.GUARANTEE
+
+    @property
+    def how(self) -> How:
+        return self.HOW
+
+    @property
+    def prefix_exact(self) -> bool:
+        return self.PREFIX_EXACT
+
+    def sites(self, decoder: DecoderSpec) -> Iterator[Site]:
+        """Yield the places where this graft acts.
+
+        Raises:
+            UnsupportedError: the family has no such place, with the reason.
+        """
+        raise NotImplementedError("abstract")
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._removers)
+
+    def attach(self, decoder: DecoderSpec) -> None:
+        """Hook the graft into the LLM."""
+        if self.attached:
+            raise RuntimeError(f"the graft {self.name!r} is attached already")
+        try:
+            for site in self.sites(decoder):
+                self._removers.append(_INSTALL[site.kind](site))
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Take every hook away: the LLM is what it was before."""
+        while self._removers:
+            self._removers.pop()()
+
+
+def _active(context: Context | None) -> bool:
+    return context is not None and context.visual is not None
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_first(output: Any, y: Tensor) -> Any:
+    return (y, *output[1:]) if isinstance(output, tuple) else y
+
+
+def _before(site: Site) -> Callable[[], None]:
+    def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        context = kwargs.get(KEYWORD) or current()
+        if not _active(context):
+            return None
+        return _with_hidden(args, kwargs, site.function(_hidden(args, kwargs), context))
+
+    return site.module.register_forward_pre_hook(pre, with_kwargs=True).remove
+
+
+def _after(site: Site) -> Callable[[], None]:
+    def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        context = kwargs.get(KEYWORD) or current()
+        if not _active(context):
+            return None
+        return _with_first(output, site.function(_first(output), _hidden(args, kwargs), context))
+
+    return site.module.register_forward_hook(post, with_kwargs=True).remove
+
+
+def _embed(site: Site) -> Callable[[], None]:
+    def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
+        context = current()
+        if not _active(context):
+            return None
+        return site.function(output, args[0] if args else kwargs["input"], context)
+
+    return site.module.register_forward_hook(post, with_kwargs=True).remove
+
+
+def _nest(function: Callable[..., Tensor], call: Callable[[Tensor], Tensor], context: Context, x: Tensor) -> Tensor:
+    return function(call, x, context)
+
+
+def _around(site: Site) -> Callable[[], None]:
+    """Replace the instance's `forward`; nested sites call each other, and detaching in any order restores the original."""
+    module: Any = site.module
+    chain: list[Callable[..., Any]] | None = module.__dict__.get("_tsugiki_around")
+    if chain is None:
+        chain = []
+        original = module.forward
+        had_own = "forward" in module.__dict__
+        module.__dict__["_tsugiki_around"] = chain
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            context = kwargs.get(KEYWORD) or current()
+            if not _active(context):
+                return original(*args, **kwargs)
+            whole: Any = None  # everything the original gave, where it gave more than hidden states
+
+            def call(x: Tensor) -> Tensor:
+                nonlocal whole
+                new_args, new_kwargs = _with_hidden(args, kwargs, x)
+                whole = original(*new_args, **new_kwargs)
+                return _first(whole)
+
+            run: Callable[[Tensor], Tensor] = call
+            for function in chain:
+                run = partial(_nest, function, run, context)
+            y = run(_hidden(args, kwargs))  # sets `whole`
+            return _with_first(whole, y)
+
+        module.__dict__["forward"] = forward
+
+        def restore() -> None:
+            del module.__dict__["_tsugiki_around"]
+            del module.__dict__["forward"]
+            if had_own:
+                module.__dict__["forward"] = original
+
+        module.__dict__["_tsugiki_restore"] = restore
+    chain.append(site.function)
+
+    def remove() -> None:
+        chain.remove(site.function)
+        if not chain:
+            module.__dict__.pop("_tsugiki_restore")()
+
+    return remove
+
+
+class _AttentionConfig:
+    """A layer's view of the LLM's config that sends its attention through the site. Everything else is the LLM's own."""
+
+    def __init__(self, config: Any) -> None:
+        object.__setattr__(self, "_wrapped", config)
+
+    def __getattr__(self, name: str) -> Any:
+        wrapped = object.__getattribute__(self, "_wrapped")
+        value = getattr(wrapped, name)
+        if name == "_attn_implementation":
+            return _register(value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "_wrapped"), name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _AttentionConfig:
+        return _AttentionConfig(copy.deepcopy(object.__getattribute__(self, "_wrapped"), memo))
+
+
+_PREFIX = "tsugiki|"
+
+
+def _nest_attention(
+    function: Callable[..., Any],
+    call: Callable[..., Any],
+    context: Context,
+    keywords: dict[str, Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    **changes: Any,
+) -> Any:
+    return function(call, q, k, v, context, **{**keywords, **changes})
+
+
+def _register(implementation: str) -> str:
+    """Register an attention function that consults the layer's sites and then calls the original; returns its name."""
+    name = _PREFIX + implementation
+    if name not in ALL_ATTENTION_FUNCTIONS:
+
+        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+            eager = getattr(importlib.import_module(type(module).__module__), "eager_attention_forward", None)
+            original = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+            chain: list[Callable[..., Any]] = module.__dict__.get("_tsugiki_attention", [])
+            context = kwargs.get(KEYWORD) or current()
+            if not _active(context) or not chain:
+                return original(module, query, key, value, *args, **kwargs)
+
+            def run(q: Tensor, k: Tensor, v: Tensor, **changes: Any) -> Any:
+                return original(module, q, k, v, *args, **{**kwargs, **changes})
+
+            call: Callable[..., Any] = run
+            for function in chain:
+                call = partial(_nest_attention, function, call, context, dict(kwargs))
+            return call(query, key, value)
+
+        ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    return name
+
+
+def _attention(site: Site) -> Callable[[], None]:
+    module: Any = site.module
+    chain = module.__dict__.setdefault("_tsugiki_attention", [])
+    if not chain:
+        module.config = _AttentionConfig(module.config)
+    chain.append(site.function)
+
+    def remove() -> None:
+        chain.remove(site.function)
+        if not chain:
+            module.config = object.__getattribute__(module.config, "_wrapped")
+            del module.__dict__["_tsugiki_attention"]
+
+    return remove
+
+
+_INSTALL: dict[SiteKind, Callable[[Site], Callable[[], None]]] = {
+    "before": _before,
+    "after": _after,
+    "around": _around,
+    "attention": _attention,
+    "embed": _embed,
+    "norm": _around,
+    "head": _around,
+}
+
+
+def claims(graft: Graft) -> dict[str, Any]:
+    """Where a graft comes from, as its file states it: paper, code, licence."""
+    module = sys.modules[type(graft).__module__]
+    return {name.lower(): getattr(module, name, None) for name in ("PAPER", "CODE", "LICENSE")}

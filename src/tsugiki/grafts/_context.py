@@ -1,0 +1,253 @@
+"""What one forward knows of its request: an immutable value, passed as a keyword through the LLM, never stored on a module.
+
+Shapes: B rows, T positions of this forward, S positions of past and present, N images of the batch, K images of a row at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from tsugiki.errors import PromptError
+from tsugiki.types import IMAGE, VisualTokens
+
+KEYWORD = "tsugiki"
+"""Name of the keyword under which the context goes through the LLM's forward."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One forward's request. Grafts read it; nothing writes it."""
+
+    visual: VisualTokens | None
+    """Visual tokens [N, M, D] of all images so far; None = no image in the request: no graft runs."""
+    token_kind: Tensor | None = None  # int64 [B, T]
+    image_index: Tensor | None = None  # int64 [B, T], row of `visual` at image positions, else -1
+    image_offset: Tensor | None = None  # int64 [B, T], which of an image's visual tokens, 0 elsewhere
+    row_images: Tensor | None = None  # int64 [B, K], rows of `visual` that a row holds, in order, -1 = none
+    visible: Tensor | None = None  # bool [B, T, K], True where the image begins at or before the position
+    cache: TsugikiCache | None = None
+    branch: str = "image"
+    keep: Tensor | None = None  # int64 [L], positions of the flattened [B * T] that the head has to score; None = all
+
+    @property
+    def has_image(self) -> bool:
+        return self.visual is not None
+
+
+_CURRENT: ContextVar[Context | None] = ContextVar("tsugiki_context", default=None)
+
+
+def current() -> Context | None:
+    """The context of the forward that runs in this thread."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def running(context: Context | None) -> Iterator[None]:
+    """Make `context` the current one inside."""
+    token = _CURRENT.set(context)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def bound(function: Callable[..., Any], context: Context | None) -> Callable[..., Any]:
+    """`function`, always run under `context`: a layer recomputed in the backward pass finds its request again."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with running(context):
+            return function(*args, **kwargs)
+
+    return call
+
+
+class TsugikiCache(Cache):
+    """An LLM's cache and the state of a request with images: kinds and images of past positions, visual tokens, branch.
+
+    It shares the layers of the cache it is made from, so dynamic, static and sliding layers all work. `slots` is where a
+    graft keeps tensors with a leading batch dimension (keys and values of inserted layers, codes of learners).
+    """
+
+    def __init__(self, inner: Cache, *, branch: str = "image") -> None:
+        # The layers stay the inner cache's own: whoever holds it sees the same keys and values.
+        self.__dict__.update(inner.__dict__)
+        self.branch = branch
+        self.token_kind: Tensor | None = None  # int64 [B, S]
+        self.image_index: Tensor | None = None  # int64 [B, S]
+        self.visual: VisualTokens | None = None
+        self.slots: dict[str, Tensor] = {}
+        self._added: list[tuple[VisualTokens, int]] = []
+
+    @property
+    def has_image(self) -> bool:
+        return self.visual is not None
+
+    def add_images(self, visual: VisualTokens) -> int:
+        """Append new images; returns the number of images that were there before.
+
+        `generate` passes the same tokens with every step of a prompt that it reads in parts: they are added once.
+        """
+        for added, before in self._added:
+            if added is visual:
+                return before
+        before = 0 if self.visual is None else len(self.visual)
+        self._added.append((visual, before))
+        if self.visual is None:
+            self.visual = visual
+            return 0
+        tokens = torch.cat([self.visual.tokens, visual.tokens])
+        mask = None
+        if self.visual.mask is not None or visual.mask is not None:
+            mask = torch.cat([_mask(self.visual), _mask(visual)])
+        self.visual = VisualTokens(tokens, mask)
+        return before
+
+    def append(self, token_kind: Tensor, image_index: Tensor) -> None:
+        """Remember the kinds and images of the positions of this forward, [B, T] each."""
+        if self.token_kind is None or self.image_index is None:
+            self.token_kind, self.image_index = token_kind, image_index
+        else:
+            self.token_kind = torch.cat([self.token_kind, token_kind], dim=1)
+            self.image_index = torch.cat([self.image_index, image_index], dim=1)
+
+    def refuse_other_branch(self, branch: str) -> None:
+        """Hidden states differ by branch, so their keys and values are not interchangeable.
+
+        Raises:
+            PromptError: the cache was computed under another branch.
+        """
+        if branch != self.branch:
+            raise PromptError(
+                f"this cache was computed under the branch {self.branch!r}",
+                expected=f"a cache of the branch {branch!r}",
+                fix="Encode the conversation again from its start.",
+            )
+
+    def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self.token_kind is not None and self.image_index is not None:
+            self.token_kind, self.image_index = change(self.token_kind), change(self.image_index)
+        self.slots = {name: change(tensor) for name, tensor in self.slots.items()}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._rows(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rows(lambda t: t[indices])
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        super().crop(*args, **kwargs)
+        # The meaning of the argument changed between transformers versions; the length after the crop did not.
+        length = int(self.get_seq_length())
+        if self.token_kind is not None and self.image_index is not None:
+            self.token_kind, self.image_index = self.token_kind[:, :length], self.image_index[:, :length]
+
+    def reset(self) -> None:
+        super().reset()
+        self.token_kind = self.image_index = self.visual = None
+        self.slots, self._added = {}, []
+
+
+def _mask(visual: VisualTokens) -> Tensor:
+    if visual.mask is not None:
+        return visual.mask
+    return torch.ones(visual.tokens.shape[:2], dtype=torch.bool, device=visual.tokens.device)
+
+
+def build(
+    token_kind: Tensor,
+    image_index: Tensor,
+    visual: VisualTokens,
+    *,
+    cache: TsugikiCache | None = None,
+    keep: Tensor | None = None,
+    branch: str = "image",
+) -> Context:
+    """The context of a forward with images, past positions taken from `cache`.
+
+    Args:
+        token_kind: int64 [B, T] of this forward.
+        image_index: int64 [B, T] into `visual`, -1 for none.
+        visual: all images so far, [N, M, D].
+
+    Raises:
+        PromptError: the image placeholders and the visual tokens differ in number.
+    """
+    if cache is not None:
+        cache.refuse_other_branch(branch)
+        cache.append(token_kind, image_index)
+        kinds, images = cache.token_kind, cache.image_index
+        assert kinds is not None and images is not None
+    else:
+        kinds, images = token_kind, image_index
+    new = token_kind.shape[1]
+    first = first_positions(images, len(visual))  # [B, N]
+    row_images, start = _row_images(first, images.shape[1])
+    positions = torch.arange(kinds.shape[1] - new, kinds.shape[1], device=kinds.device)
+    visible = (start[:, None, :] <= positions[None, :, None]) & (row_images >= 0)[:, None, :]  # [B, T, K]
+    return Context(
+        visual=visual,
+        token_kind=token_kind,
+        image_index=image_index,
+        image_offset=_offsets(kinds, images, first, visual.per_image)[:, -new:],
+        row_images=row_images,
+        visible=visible,
+        cache=cache,
+        branch=branch,
+        keep=keep,
+    )
+
+
+def first_positions(images: Tensor, n: int) -> Tensor:
+    """Position of each image's first token in each row, S where the row does not hold it: [B, S] -> [B, N]."""
+    b, s = images.shape
+    positions = torch.arange(s, device=images.device).expand(b, s)
+    first = torch.full((b, n + 1), s, device=images.device, dtype=torch.long)
+    return first.scatter_reduce(1, images + 1, positions, reduce="amin")[:, 1:]
+
+
+def _row_images(first: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Images of each row in order of appearance: first [B, N] -> row_images [B, K] and their starts [B, K]."""
+    start, order = first.sort(dim=1, stable=True)
+    k = max(1, int((first < length).sum(1).max())) if first.numel() else 1
+    start, order = start[:, :k], order[:, :k]
+    return torch.where(start < length, order, torch.full_like(order, -1)), start
+
+
+def _offsets(kinds: Tensor, images: Tensor, first: Tensor, per_image: int) -> Tensor:
+    """Which of its image's visual tokens each image position stands for, [B, S] -> [B, S].
+
+    Raises:
+        PromptError: an image has more or fewer placeholders than visual tokens.
+    """
+    spliced = kinds == IMAGE
+    rank = spliced.long().cumsum(1) - 1  # [B, S] number of the image token within its row
+    at_first = rank.gather(1, first.clamp(max=kinds.shape[1] - 1))  # [B, N]
+    start = at_first.gather(1, images.clamp(min=0))
+    offsets = torch.where(spliced, rank - start, torch.zeros_like(rank))
+    counts = torch.zeros_like(first).scatter_add(1, images.clamp(min=0), spliced.long())
+    # The image at the end of a prompt that is read in parts may still be going on.
+    ends = torch.zeros_like(first).scatter_add(1, images[:, -1:].clamp(min=0), spliced[:, -1:].long()) > 0
+    wrong = (counts > per_image) | ((counts > 0) & (counts < per_image) & ~ends)
+    if bool(wrong.any()):
+        found = int(counts[wrong][0])
+        raise PromptError(
+            f"the prompt holds {found} placeholders for an image",
+            expected=f"{per_image}, one for each of its visual tokens",
+            fix="Prepare inputs with this model's processor.",
+        )
+    return offsets

@@ -1,0 +1,521 @@
+"""Front-end + grafts + an untouched LLM, as one Hugging Face model.
+
+A request without an image is the LLM's own forward and generate, nothing else. A request with an image runs the same LLM with a
+context in its keywords, which the grafts' sites read. Shapes: B rows, T positions, N images, M visual tokens, D LLM width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import ModelOutput
+
+from tsugiki.decoder import DecoderSpec
+from tsugiki.errors import PromptError
+from tsugiki.grafts import _context
+from tsugiki.grafts._base import Graft
+from tsugiki.grafts._context import KEYWORD, Context, TsugikiCache
+from tsugiki.types import IMAGE, TEXT, Guarantee, How, ImageSource, Message, Sample, VisualTokens
+from tsugiki.vision.frontend import FrontEnd
+
+
+@strict
+class TsugikiConfig(PreTrainedConfig):  # type: ignore[misc]
+    """What a saved graft needs to be built again, but for the base itself."""
+
+    model_type = "tsugiki"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+    text_config: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]
+    frontend: dict | None = None  # type: ignore[type-arg]
+    grafts: list | None = None  # type: ignore[type-arg]
+    base: dict | None = None  # type: ignore[type-arg]
+    placeholder_id: int = 0
+    llm_trained: bool = False
+    format_version: int = 1
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            text = dict(self.text_config)
+            self.text_config = CONFIG_MAPPING[text.pop("model_type")](**text)
+        if self.text_config is None:
+            self.text_config = CONFIG_MAPPING["llama"]()
+        # transformers hands its own choice of kernels down to the parts of a config: the LLM keeps what it was loaded with.
+        kernels = {k: v for k, v in vars(self.text_config).items() if k.endswith("_implementation_internal")}
+        super().__post_init__(**kwargs)
+        vars(self.text_config).update(kernels)
+
+
+@dataclass
+class TsugikiOutput(ModelOutput):
+    """Output of a forward. With labels, logits stand at the label positions only."""
+
+    loss: Tensor | None = None  # nats per label token, or their sum / num_items_in_batch
+    logits: Tensor | None = None  # [B, T, vocabulary], with labels [1, L, vocabulary]
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    label_ids: Tensor | None = None  # int64 [L], the labels of the L logits, rows in order
+    label_rows: Tensor | None = field(default=None)  # int64 [L], the batch row of each
+
+
+class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A pretrained causal LM with eyes.
+
+    Args:
+        config: made by `tsugiki.attach` or read by `tsugiki.load`.
+        llm: the causal LM as handed over; its tree, keys and weights stay as they are.
+        frontend: images to visual tokens.
+        grafts: in the order in which they act.
+        tokenizer: the LLM's own.
+    """
+
+    config_class = TsugikiConfig
+    base_model_prefix = "tsugiki"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: TsugikiConfig,
+        llm: PreTrainedModel,
+        frontend: FrontEnd,
+        grafts: Sequence[Graft],
+        tokenizer: Any,
+    ) -> None:
+        super().__init__(config)
+        self.language_model = llm
+        self.frontend = frontend
+        self.grafts = nn.ModuleList(grafts)
+        self.decoder = DecoderSpec(llm)
+        self.tokenizer = tokenizer
+        self.base_identity: dict[str, Any] = dict(config.base or {})
+        self._removers: list[Callable[[], None]] = []
+        self._llm_keywords = set(inspect.signature(llm.forward).parameters)
+        self.all_tied_weights_keys: dict[str, str] = {}
+        self._trained_llm = config.llm_trained
+        self.freeze_llm(not config.llm_trained)
+        self._hook()
+        self.eval()
+
+    # -- what is inside ------------------------------------------------------------------------------------------------
+
+    @property
+    def placeholder_id(self) -> int:
+        return int(self.config.placeholder_id)
+
+    @property
+    def splices(self) -> bool:
+        """Whether any graft puts visual tokens at the placeholders; else an image is one tag in the prompt."""
+        return any(cast(Graft, g).SPLICES for g in self.grafts)
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.frontend.tokens_per_image if self.splices else 1
+
+    @property
+    def guarantee(self) -> Guarantee:
+        exact = not self._trained_llm and all(cast(Graft, g).guarantee == "exact" for g in self.grafts)
+        return "exact" if exact else "bounded"
+
+    @property
+    def how(self) -> How:
+        return "switched" if any(cast(Graft, g).how == "switched" for g in self.grafts) else "untouched"
+
+    @property
+    def prefix_exact(self) -> bool:
+        return self.guarantee == "exact" and all(cast(Graft, g).prefix_exact for g in self.grafts)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The LLM's own."""
+        llm = self.__dict__["_modules"].get("language_model")
+        return llm.generation_config if llm is not None else GenerationConfig()
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        llm = self.__dict__.get("_modules", {}).get("language_model")
+        if llm is not None:
+            llm.generation_config = value
+
+    @property
+    def processor(self) -> Any:
+        """Conversations with images to this model's inputs."""
+        from tsugiki.processor import TsugikiProcessor
+
+        return TsugikiProcessor.of(self)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def init_weights(self) -> None:
+        """Nothing: every part comes with its weights."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the LLM ties its own."""
+
+    def __str__(self) -> str:
+        from tsugiki.build import describe
+
+        return describe(self)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def _hook(self) -> None:
+        for graft in self.grafts:
+            cast(Graft, graft).attach(self.decoder)
+        self._removers.append(self.decoder.head.register_forward_pre_hook(_keep_positions).remove)
+
+    def _unhook(self) -> None:
+        while self._removers:
+            self._removers.pop()()
+        for graft in reversed(self.grafts):
+            cast(Graft, graft).detach()
+
+    @contextmanager
+    def detached(self) -> Iterator[PreTrainedModel]:
+        """The bare LLM, without any hook, inside."""
+        self._unhook()
+        try:
+            yield self.language_model
+        finally:
+            self._hook()
+
+    def detach(self) -> PreTrainedModel:
+        """Take the graft off and give the LLM back as it was handed over."""
+        self._unhook()
+        return self.language_model
+
+    def freeze_llm(self, frozen: bool = True) -> None:
+        """Freeze the LLM (the default), or let it train; a trained LLM makes the guarantee `bounded`."""
+        self.language_model.requires_grad_(not frozen)
+        self._trained_llm = self._trained_llm or not frozen
+        self.config.llm_trained = self._trained_llm
+
+    def train(self, mode: bool = True) -> TsugikiForConditionalGeneration:
+        """Training mode for what trains; frozen parts stay in eval mode, without dropout."""
+        super().train(mode)
+        if mode and not any(p.requires_grad for p in self.language_model.parameters()):
+            self.language_model.eval()
+            # transformers checkpoints a layer only while the layer itself is in training mode; its children stay in eval.
+            for layer in self.decoder.layers:
+                layer.training = bool(getattr(layer, "gradient_checkpointing", False)) and not _drops(layer)
+        return self
+
+    def enable_checkpointing(self, **options: Any) -> None:
+        """Recompute layers in the backward pass instead of keeping them, under either version's name for it."""
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable(**options)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
+    ) -> None:
+        def recompute(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+            # The backward pass runs after the forward's context is gone, on another thread for accelerators.
+            return gradient_checkpointing_func(_context.bound(function, _context.current()), *args, **options)
+
+        super()._set_gradient_checkpointing(enable, recompute, **kwargs)
+        self.train(self.training)
+
+    # -- forward -------------------------------------------------------------------------------------------------------
+
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """pixel_values [N, 3, S, S] -> `.pooler_output`: a list of N tensors [M, D]."""
+        tokens = self.frontend(pixel_values=pixel_values).tokens
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=list(tokens))  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_kind: Tensor | None = None,
+        image_index: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        visual: VisualTokens | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TsugikiOutput:
+        """One forward.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: int64 [B, past + T], 1 = real; or whatever the LLM takes.
+            token_kind, image_index: int64 [B, T] from the processor or collator; without images leave them out.
+            pixel_values: float [N, 3, S, S]; `vision_features` [N, P, V], the tower's cached output; or ready `visual` tokens.
+            labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
+            mm_token_type_ids: ignored, for callers that derive it from a processor of transformers.
+
+        Raises:
+            PromptError: placeholders and visual tokens do not match, or image positions without an image.
+        """
+        keep = None if labels is None else _label_positions(labels)
+        if visual is None and (pixel_values is not None or vision_features is not None):
+            visual = self.frontend(pixel_values=pixel_values, features=vision_features)
+        with_image = visual is not None or (isinstance(past_key_values, TsugikiCache) and past_key_values.has_image)
+        common: dict[str, Any] = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
+        if not with_image:
+            _refuse_imageless_placeholders(token_kind)
+            common |= {"input_ids": input_ids, "position_ids": position_ids, "past_key_values": past_key_values}
+            common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
+            given = _given(common)
+            if keep is None:
+                return cast(TsugikiOutput, self.language_model(**given))
+            with _context.running(Context(visual=None, keep=keep)):
+                return self._scored(self.language_model(**given), labels, keep, num_items_in_batch)
+
+        shape = input_ids.shape if input_ids is not None else cast(Tensor, inputs_embeds).shape[:2]
+        device = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).device
+        kinds = token_kind if token_kind is not None else torch.full(shape, TEXT, device=device)
+        images = image_index if image_index is not None else torch.full(shape, -1, device=device)
+        if use_cache is None:
+            use_cache = labels is None and not self.training and bool(self.language_model.config.use_cache)
+        cache = self._cache(past_key_values, use_cache, shape, device)
+        context_visual, images = _with_past(cache, visual, images)
+        if position_ids is None and "position_ids" in self._llm_keywords:
+            position_ids = _positions(attention_mask, shape[1])
+        context = _context.build(kinds, images, context_visual, cache=cache, keep=keep)
+        common |= {"input_ids": self._safe(input_ids), "position_ids": position_ids, "past_key_values": cache}
+        common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, KEYWORD: context}
+        with _context.running(context):
+            output = self.language_model(**_given(common))
+        return self._scored(output, labels, keep, num_items_in_batch)
+
+    def _cache(
+        self, past: Cache | None, use_cache: bool, shape: Sequence[int], device: torch.device
+    ) -> TsugikiCache | None:
+        if past is None and not use_cache:
+            return None
+        if past is None:
+            past = DynamicCache(config=self.language_model.config)
+        if isinstance(past, TsugikiCache):
+            return past
+        cache = TsugikiCache(past)
+        length = int(past.get_seq_length())
+        if length:  # a conversation that began without an image
+            text = torch.full((shape[0], length), TEXT, device=device)
+            cache.append(text, torch.full_like(text, -1))
+        return cache
+
+    def _safe(self, input_ids: Tensor | None) -> Tensor | None:
+        """Placeholders beyond the vocabulary become padding before the embedding looks them up."""
+        if input_ids is None:
+            return None
+        rows = int(self.decoder.embed.weight.shape[0])  # type: ignore[union-attr, index]
+        if self.placeholder_id < rows:
+            return input_ids
+        return torch.where(input_ids >= rows, torch.full_like(input_ids, self._filler), input_ids)
+
+    @property
+    def _filler(self) -> int:
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        return int(pad) if pad is not None else 0
+
+    def _scored(
+        self, output: Any, labels: Tensor | None, keep: Tensor | None, num_items: Tensor | int | None
+    ) -> TsugikiOutput:
+        result = TsugikiOutput(
+            logits=output.logits,
+            past_key_values=output.get("past_key_values"),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+        if labels is None or keep is None:
+            return result
+        target = labels.flatten()[keep + 1]  # positions never end a row, see _label_positions
+        logits = output.logits.flatten(0, -2).float()
+        total = F.cross_entropy(logits, target.to(logits.device), reduction="sum")
+        count = num_items if num_items is not None else max(int(keep.numel()), 1)
+        result.loss = total / (count.to(total.device) if isinstance(count, Tensor) else count)
+        result.label_ids, result.label_rows = target, keep // labels.shape[1]
+        return result
+
+    # -- generation ----------------------------------------------------------------------------------------------------
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers`' generate; a request without an image is the LLM's own call.
+
+        Args:
+            inputs: int64 [B, T], or `input_ids=`; with `token_kind`, `image_index` and pictures from the processor.
+        """
+        pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("vision_features", None)
+        visual = kwargs.pop("visual", None)
+        past = kwargs.get("past_key_values")
+        with_image = any(v is not None for v in (pixels, features, visual))
+        if not with_image and not (isinstance(past, TsugikiCache) and past.has_image):
+            _refuse_imageless_placeholders(kwargs.pop("token_kind", None))
+            for name in ("image_index", "mm_token_type_ids"):
+                kwargs.pop(name, None)
+            return self.language_model.generate(inputs, *args, **kwargs)
+        if with_image and visual is None:
+            with torch.no_grad():
+                visual = self.frontend(pixel_values=pixels, features=features)
+        ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if self.placeholder_id < int(self.decoder.embed.weight.shape[0]):  # type: ignore[union-attr, index, operator]
+            suppressed = [*(kwargs.pop("suppress_tokens", None) or []), self.placeholder_id]
+            kwargs["suppress_tokens"] = suppressed + list(self.generation_config.suppress_tokens or [])
+        return super().generate(self._safe(ids), *args, visual=visual, **kwargs)
+
+    def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The LLM's own masks, for static caches."""
+        from transformers.masking_utils import create_masks_for_generate
+
+        own = getattr(self.language_model, "create_masks_for_generate", create_masks_for_generate)
+        kwargs["config"] = self.language_model.config
+        return own(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        length = inputs["input_ids"].shape[1]
+        for name in ("token_kind", "image_index"):
+            if inputs.get(name) is not None:
+                inputs[name] = inputs[name][:, -length:]
+        return inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        new = kwargs.get("num_new_tokens", 1)
+        for name, value in (("token_kind", TEXT), ("image_index", -1)):
+            tensor = updated.get(name)
+            if tensor is not None:
+                updated[name] = torch.cat([tensor, tensor.new_full((tensor.shape[0], new), value)], dim=1)
+        return updated
+
+    # -- conversations, samples, folders: the other files of this room ---------------------------------------------------
+
+    def chat(
+        self,
+        text: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        history: Sequence[Message] = (),
+        detail: str = "full",
+        stream: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Answer one turn; see `tsugiki.chat.chat`."""
+        from tsugiki.chat import chat
+
+        return chat(self, text, images, history=history, detail=detail, stream=stream, **options)
+
+    def encode_samples(self, samples: Sequence[Sample], **options: Any) -> Any:
+        """Samples to a Batch of this model; see `tsugiki.processor.encode_samples`."""
+        from tsugiki.processor import encode_samples
+
+        return encode_samples(self, samples, **options)
+
+    def save(self, folder: Any, **options: Any) -> Any:
+        """Write the graft alone; see `tsugiki.store.save`."""
+        from tsugiki.store import save
+
+        return save(self, folder, **options)
+
+    def export(self, folder: Any, *, full: bool = True) -> Any:
+        """Write a self-contained folder; see `tsugiki.store.export`."""
+        from tsugiki.store import export
+
+        return export(self, folder, full=full)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """As `save`: trained parts only, so Trainer checkpoints and hub pushes are small too."""
+        self.save(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, base: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As `tsugiki.load`: finds the base, builds, and puts the saved parts in."""
+        from tsugiki.store import load
+
+        kwargs.pop("config", None)
+        return load(folder, base=base, **kwargs)
+
+
+def _keep_positions(_: nn.Module, args: tuple[Any, ...]) -> Any:
+    context = _context.current()
+    if context is None or context.keep is None:
+        return None
+    return (args[0].flatten(0, 1)[context.keep][None], *args[1:])  # [B, T, D] -> [1, L, D]
+
+
+def _label_positions(labels: Tensor) -> Tensor:
+    """Flat positions [L] whose next token has a label: labels int64 [B, T]."""
+    has = torch.zeros_like(labels, dtype=torch.bool)
+    has[:, :-1] = labels[:, 1:] != -100
+    return has.flatten().nonzero()[:, 0]
+
+
+def _positions(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """Position ids [B, T] that padding does not shift, or None where the LLM's own are right."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+
+
+def _with_past(cache: TsugikiCache | None, visual: VisualTokens | None, images: Tensor) -> tuple[VisualTokens, Tensor]:
+    """All images so far, and this forward's image numbers into them."""
+    if cache is None:
+        assert visual is not None
+        return visual, images
+    if visual is not None:
+        before = cache.add_images(visual)
+        images = torch.where(images >= 0, images + before, images)
+    assert cache.visual is not None
+    return cache.visual, images
+
+
+def _refuse_imageless_placeholders(token_kind: Tensor | None) -> None:
+    if token_kind is not None and bool((token_kind == IMAGE).any()):
+        raise PromptError(
+            "the prompt has image positions but no image came with it",
+            expected="pixel_values or vision_features",
+            fix="Pass on everything that the processor returned.",
+        )
+
+
+def _given(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Only what the caller set: the LLM's defaults are its own."""
+    everything = isinstance(keywords["logits_to_keep"], int) and keywords["logits_to_keep"] == 0
+    return {k: v for k, v in keywords.items() if v is not None and not (everything and k == "logits_to_keep")}
+
+
+def _drops(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, "dropout", 0.0), float) and getattr(layer, "dropout", 0.0) > 0
+
+
+AutoConfig.register("tsugiki", TsugikiConfig)
+AutoModelForImageTextToText.register(TsugikiConfig, TsugikiForConditionalGeneration)

@@ -1,0 +1,231 @@
+"""Conversations with pictures to model inputs, as a processor of transformers.
+
+Shapes: B rows, T positions, N images of the batch in order of appearance, S pixels of a side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+
+
+from tsugiki.errors import PromptError
+from tsugiki.model import TsugikiConfig, TsugikiForConditionalGeneration
+from tsugiki.types import IMAGE, TAG, Batch, ImagePart, Message, Sample, TextPart
+
+if TYPE_CHECKING:
+    from tsugiki.data.collate import Collator
+    from collections.abc import Callable
+
+    from PIL import Image
+
+
+class TsugikiProcessor(ProcessorMixin):  # type: ignore[misc]
+    """Makes `input_ids`, `attention_mask`, and with pictures `token_kind`, `image_index`, `pixel_values`.
+
+    Image positions are marked by kind, never by the id: a placeholder that a user types stays text.
+
+    Args:
+        tokenizer: the LLM's own, untouched.
+        transform: picture to pixels [3, S, S].
+    """
+
+    image_token = "<image>"
+    """Only a name for callers that count images in text; it is never a token of the vocabulary."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        transform: Callable[[Image.Image], Tensor],
+        tokens_per_image: int,
+        placeholder_id: int,
+        image_kind: int,
+        max_length: int | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.tokens_per_image = tokens_per_image
+        self.image_token_id = placeholder_id
+        self.image_kind = image_kind
+        self.max_length = max_length
+        self.chat_template = getattr(tokenizer, "chat_template", None)
+
+    @classmethod
+    def of(cls, model: TsugikiForConditionalGeneration) -> TsugikiProcessor:
+        """The processor of a built model."""
+        return cls(
+            model.tokenizer,
+            transform=model.frontend.transform,
+            tokens_per_image=model.tokens_per_image,
+            placeholder_id=model.placeholder_id,
+            image_kind=IMAGE if model.splices else TAG,
+            max_length=getattr(model.language_model.config, "max_position_embeddings", None),
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, base: Any = None, **kwargs: Any) -> TsugikiProcessor:  # type: ignore[override]
+        """The processor of a saved graft; the tokenizer is the base's own."""
+        from tsugiki.store import load
+
+        return cls.of(load(folder, base=base))
+
+    def collator(self, features: Callable[[Any], Tensor] | None = None, **options: Any) -> Collator:
+        """Samples to batches of this model."""
+        from tsugiki.data.collate import Collator
+
+        return Collator(
+            self.tokenizer,
+            placeholder_id=self.image_token_id,
+            tokens_per_image=self.tokens_per_image,
+            image_kind=self.image_kind,
+            transform=None if features is not None else self.transform,
+            features=features,
+            **{"max_length": self.max_length, **options},
+        )
+
+    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> dict[str, Tensor]:
+        """One conversation to inputs of one row.
+
+        Raises:
+            PromptError, ImageError: see `data.prompt.encode` and `data.images.open_image`.
+        """
+        sample = Sample(id="request", messages=tuple(messages))
+        collate = self.collator(labels=False, add_generation_prompt=add_generation_prompt)
+        batch: Batch = collate([sample])
+        return batch.inputs()
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers: messages whose content is text or a list of parts, or a list of such conversations."""
+        options = {k: kwargs.pop(k, d) for k, d in (("add_generation_prompt", False), ("tokenize", True))}
+        batch = conversation if conversation and isinstance(conversation[0], (list, tuple)) else [conversation]
+        if not options["tokenize"]:
+            texts = [self.tokenizer.apply_chat_template(_flat(c), tokenize=False, **kwargs) for c in batch]
+            return texts if batch is conversation else texts[0]
+        samples = [Sample(id=str(i), messages=_messages(c)) for i, c in enumerate(batch)]
+        collate = self.collator(
+            labels=False, add_generation_prompt=options["add_generation_prompt"], padding_side=self.tokenizer.padding_side
+        )
+        return BatchFeature(collate(samples).inputs())
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """Texts with `<image>` where their pictures stand; each becomes one user turn.
+
+        Args:
+            images: a picture, a list of them, or one list for each text.
+            text: a string or a list of strings.
+
+        Raises:
+            PromptError: a text has more or fewer `<image>` than pictures.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [""])
+        groups = _groups(images, len(texts))
+        samples = [
+            Sample(id=str(i), messages=(Message("user", _parts(t, g, self.image_token)),))
+            for i, (t, g) in enumerate(zip(texts, groups, strict=True))
+        ]
+        options = {"add_generation_prompt": kwargs.get("add_generation_prompt", True)}
+        collate = self.collator(labels=False, padding_side=self.tokenizer.padding_side, **options)
+        return BatchFeature(collate(samples).inputs())
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Any] | None = None, **_: Any) -> dict[str, list[int]]:
+        """Tokens and patches of images of the given sizes: always the same, every tower sees the whole square."""
+        n = len(image_sizes or ())
+        return {"num_image_tokens": [self.tokens_per_image] * n, "num_image_patches": [1] * n}
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
+        """Nothing to write: the saved graft's config and the base's tokenizer say all."""
+        return []
+
+    def __repr__(self) -> str:
+        return f"TsugikiProcessor({self.tokens_per_image} tokens an image, placeholder id {self.image_token_id})"
+
+
+def encode_samples(
+    model: TsugikiForConditionalGeneration,
+    samples: Sequence[Sample],
+    *,
+    labels: bool = False,
+    features: Callable[[Any], Tensor] | None = None,
+    add_generation_prompt: bool = False,
+    padding_side: str = "right",
+) -> Batch:
+    """Samples to a Batch on the model's device."""
+    collate = model.processor.collator(
+        features, labels=labels, add_generation_prompt=add_generation_prompt, padding_side=padding_side
+    )
+    batch: Batch = collate(samples)
+    moved = {k: v.to(model.device) for k, v in batch.inputs().items()}
+    return dataclasses.replace(batch, **moved)
+
+
+def _messages(conversation: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Messages of transformers' chat format."""
+    out = []
+    for turn in conversation:
+        content = turn["content"]
+        if isinstance(content, str):
+            out.append(Message(turn["role"], (TextPart(content),)))
+            continue
+        parts: list[TextPart | ImagePart] = []
+        for part in content:
+            if part["type"] == "text":
+                parts.append(TextPart(part["text"]))
+                continue
+            source = next((part[k] for k in ("image", "path", "url") if part.get(k) is not None), None)
+            if source is None:
+                raise PromptError("an image part without an image", expected="image, path or url", where=str(turn["role"]))
+            if isinstance(source, str) and source.startswith(("http://", "https://")):
+                raise PromptError(
+                    f"an image by address: {source}", expected="a local file or an open picture", fix="Download it first."
+                )
+            parts.append(ImagePart(source))
+        out.append(Message(turn["role"], tuple(parts)))
+    return tuple(out)
+
+
+def _flat(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {"role": m.role, "content": "".join(p.text for p in m.parts if isinstance(p, TextPart))}
+        for m in _messages(conversation)
+    ]
+
+
+def _groups(images: Any, n: int) -> list[list[Any]]:
+    if images is None:
+        return [[] for _ in range(n)]
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    if images and isinstance(images[0], (list, tuple)):
+        return [list(g) for g in images]
+    return [list(images)] if n == 1 else [[i] for i in images]
+
+
+def _parts(text: str, images: Sequence[Any], token: str) -> tuple[TextPart | ImagePart, ...]:
+    pieces = text.split(token) if images else [text]
+    if len(pieces) - 1 == 0 and images:
+        pieces = [""] * len(images) + [text]
+    if len(pieces) - 1 != len(images):
+        raise PromptError(
+            f"the text holds {len(pieces) - 1} {token}", expected=f"{len(images)}, one for each picture", where="processor"
+        )
+    parts: list[TextPart | ImagePart] = []
+    for i, piece in enumerate(pieces):
+        if piece:
+            parts.append(TextPart(piece))
+        if i < len(images):
+            parts.append(ImagePart(images[i]))
+    return tuple(parts)
+
+
+AutoProcessor.register(TsugikiConfig, TsugikiProcessor)
