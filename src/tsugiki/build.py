@@ -123,7 +123,7 @@ def build(
         text_config=llm.config,
         frontend=frontend.config.to_dict(),
         grafts=[_saved(n, c) for n, c in zip(names, configs, strict=True)],
-        base=dict(base),
+        base_identity=dict(base),
         placeholder_id=placeholder(tokenizer, int(decoder.embed.weight.shape[0])),  # type: ignore[union-attr, index]
         llm_trained=llm_trained,
     )
@@ -191,7 +191,8 @@ def _graft_configs(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[l
 
 
 def _check_rest(rest: Mapping[str, Any], names: Sequence[str], *, frontend: bool) -> None:
-    known = {f.name for f in dataclasses.fields(FrontEndConfig)} - {"tower"} if frontend else set()
+    found = {"tower", "grid", "width", "licence", "tower_sha256", "fingerprint"}  # the tower says these itself
+    known = {f.name for f in dataclasses.fields(FrontEndConfig)} - found if frontend else set()
     for name in rest:
         if name not in known:
             fields = {f.name for n in names for f in dataclasses.fields(grafts.load(n).Config)}

@@ -23,7 +23,7 @@ _PROMISES = {
 
 def card(model: TsugikiForConditionalGeneration, settings: Mapping[str, Any], size: int) -> str:
     """Markdown text; `size` is that of the weights' file in bytes."""
-    base, facts = settings["base"], settings["tsugiki"]
+    base, facts = settings["base_identity"], settings["tsugiki"]
     tower = model.frontend.tower
     rows = [("base LLM", base.get("name", "?"), _licence(base)), ("vision tower", tower.name, tower.licence)]
     for graft in model.grafts:

@@ -48,7 +48,7 @@ class TsugikiConfig(PreTrainedConfig):  # type: ignore[misc]
     text_config: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]
     frontend: dict | None = None  # type: ignore[type-arg]
     grafts: list | None = None  # type: ignore[type-arg]
-    base: dict | None = None  # type: ignore[type-arg]
+    base_identity: dict | None = None  # type: ignore[type-arg]
     placeholder_id: int = 0
     llm_trained: bool = False
     format_version: int = 1
@@ -113,7 +113,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self.grafts = nn.ModuleList(grafts)
         self.decoder = DecoderSpec(llm)
         self.tokenizer = tokenizer
-        self.base_identity: dict[str, Any] = dict(config.base or {})
+        self.base_identity: dict[str, Any] = dict(config.base_identity or {})
         self._removers: list[Callable[[], None]] = []
         self._llm_keywords = set(inspect.signature(llm.forward).parameters)
         self.all_tied_weights_keys: dict[str, str] = {}

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 
+from tsugiki.data.collate import Collator, Item
+from tsugiki.data.prompt import Encoded, parts_from_text
 from tsugiki.errors import PromptError
 from tsugiki.model import TsugikiConfig, TsugikiForConditionalGeneration
-from tsugiki.types import IMAGE, TAG, Batch, ImagePart, Message, Sample, TextPart
+from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart
 
 if TYPE_CHECKING:
-    from tsugiki.data.collate import Collator
     from collections.abc import Callable
 
     from PIL import Image
@@ -76,8 +77,6 @@ class TsugikiProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def collator(self, features: Callable[[Any], Tensor] | None = None, **options: Any) -> Collator:
         """Samples to batches of this model."""
-        from tsugiki.data.collate import Collator
-
         return Collator(
             self.tokenizer,
             placeholder_id=self.image_token_id,
@@ -113,24 +112,43 @@ class TsugikiProcessor(ProcessorMixin):  # type: ignore[misc]
         return BatchFeature(collate(samples).inputs())
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
-        """Texts with `<image>` where their pictures stand; each becomes one user turn.
+        """Texts as they are, without a chat template, `<image>` where each picture stands; text alone is the tokenizer's.
+
+        Prefer `apply_chat_template` for what a user typed: there only image parts are pictures.
 
         Args:
             images: a picture, a list of them, or one list for each text.
             text: a string or a list of strings.
+            kwargs: for the tokenizer, where there is no picture.
 
         Raises:
             PromptError: a text has more or fewer `<image>` than pictures.
         """
-        texts = [text] if isinstance(text, str) else list(text or [""])
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if images is None:
+            return BatchFeature(self.tokenizer(text, **{"return_tensors": "pt", **kwargs}))
         groups = _groups(images, len(texts))
-        samples = [
-            Sample(id=str(i), messages=(Message("user", _parts(t, g, self.image_token)),))
-            for i, (t, g) in enumerate(zip(texts, groups, strict=True))
+        parts = [
+            parts_from_text(t, g, marker=self.image_token, where="processor") for t, g in zip(texts, groups, strict=True)
         ]
-        options = {"add_generation_prompt": kwargs.get("add_generation_prompt", True)}
-        collate = self.collator(labels=False, padding_side=self.tokenizer.padding_side, **options)
-        return BatchFeature(collate(samples).inputs())
+        items = [
+            Item(self._encoded(p), tuple(q.source for q in p if isinstance(q, ImagePart)), "processor") for p in parts
+        ]
+        return BatchFeature(self.collator(labels=False, padding_side=self.tokenizer.padding_side)(items).inputs())
+
+    def _encoded(self, parts: Sequence[Part]) -> Encoded:
+        ids: list[int] = list(self.tokenizer("")["input_ids"])  # what the tokenizer puts before every text
+        kinds, images = [TEXT] * len(ids), [-1] * len(ids)
+        count = 0
+        for part in parts:
+            if isinstance(part, ImagePart):
+                new, kind, image = [self.image_token_id] * self.tokens_per_image, self.image_kind, count
+                count += 1
+            else:
+                assert isinstance(part, TextPart)
+                new, kind, image = self.tokenizer(part.text, add_special_tokens=False)["input_ids"], TEXT, -1
+            ids, kinds, images = ids + new, kinds + [kind] * len(new), images + [image] * len(new)
+        return Encoded(ids, kinds, images)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
         return self.tokenizer.batch_decode(*args, **kwargs)
@@ -209,23 +227,6 @@ def _groups(images: Any, n: int) -> list[list[Any]]:
     if images and isinstance(images[0], (list, tuple)):
         return [list(g) for g in images]
     return [list(images)] if n == 1 else [[i] for i in images]
-
-
-def _parts(text: str, images: Sequence[Any], token: str) -> tuple[TextPart | ImagePart, ...]:
-    pieces = text.split(token) if images else [text]
-    if len(pieces) - 1 == 0 and images:
-        pieces = [""] * len(images) + [text]
-    if len(pieces) - 1 != len(images):
-        raise PromptError(
-            f"the text holds {len(pieces) - 1} {token}", expected=f"{len(images)}, one for each picture", where="processor"
-        )
-    parts: list[TextPart | ImagePart] = []
-    for i, piece in enumerate(pieces):
-        if piece:
-            parts.append(TextPart(piece))
-        if i < len(images):
-            parts.append(ImagePart(images[i]))
-    return tuple(parts)
 
 
 AutoProcessor.register(TsugikiConfig, TsugikiProcessor)

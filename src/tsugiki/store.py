@@ -73,7 +73,7 @@ def _write(model: TsugikiForConditionalGeneration, work: Path) -> None:
     try:
         save_file(_untied(state), work / WEIGHTS, metadata={"format": "pt"})
         settings = model.config.to_dict() | {"tsugiki": facts, "architectures": [type(model).__name__]}
-        settings["base"] = model.base_identity
+        settings["base_identity"] = model.base_identity
         settings["tsugiki"]["weights_sha256"] = sha256_file(work / WEIGHTS)
         atomic_write(work / CONFIG, json.dumps(settings, indent=1, ensure_ascii=False, default=str) + "\n")
         atomic_write(work / CARD, card(model, settings, (work / WEIGHTS).stat().st_size))
@@ -149,7 +149,7 @@ def load(
     """
     path = _folder(folder)
     settings = _settings(path)
-    wanted: dict[str, Any] = settings.get("base") or {}
+    wanted: dict[str, Any] = settings.get("base_identity") or {}
     llm, tokenizer = _base(path, base, wanted, tokenizer, options)
     found = identity.source_identity(llm, tokenizer)
     if not settings.get("llm_trained"):
