@@ -18,6 +18,7 @@ from tsugiki.data.prompt import Encoded, parts_from_text
 from tsugiki.errors import PromptError
 from tsugiki.model import TsugikiConfig, TsugikiForConditionalGeneration
 from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart
+from tsugiki.vision.views import mean_colour, padded_square, to_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,11 +70,41 @@ class TsugikiProcessor(ProcessorMixin):  # type: ignore[misc]
         )
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *args: Any, base: Any = None, **kwargs: Any) -> TsugikiProcessor:  # type: ignore[override]
-        """The processor of a saved graft; the tokenizer is the base's own."""
-        from tsugiki.store import load
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: Any, *args: Any, base: Any = None, tokenizer: Any = None, **kwargs: Any
+    ) -> TsugikiProcessor:
+        """The processor of a saved graft, without loading a model; the tokenizer is the base's own.
 
-        return cls.of(load(folder, base=base))
+        Raises:
+            StoreError: no graft there, or its base can't be found.
+        """
+        from tsugiki.store import base_tokenizer, settings_of
+
+        settings = settings_of(folder)
+        facts = settings["tsugiki"]["processor"]
+        mean, std = (tuple(v) for v in facts["normalise"])
+
+        def transform(image: Image.Image) -> Tensor:
+            return to_pixels(padded_square(image, facts["input_size"], mean_colour(mean)), mean, std)
+
+        return cls(
+            tokenizer if tokenizer is not None else base_tokenizer(folder, base),
+            transform=transform,
+            tokens_per_image=facts["tokens_per_image"],
+            placeholder_id=settings["placeholder_id"],
+            image_kind=facts["image_kind"],
+            max_length=facts["max_length"],
+        )
+
+    def facts(self, tower: Any) -> dict[str, Any]:
+        """What a saved graft stores, so that `from_pretrained` needs no model."""
+        return {
+            "normalise": [list(v) for v in tower.normalise],
+            "input_size": tower.input_size,
+            "tokens_per_image": self.tokens_per_image,
+            "image_kind": self.image_kind,
+            "max_length": self.max_length,
+        }
 
     def collator(self, features: Callable[[Any], Tensor] | None = None, **options: Any) -> Collator:
         """Samples to batches of this model."""

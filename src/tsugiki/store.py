@@ -69,6 +69,7 @@ def _write(model: TsugikiForConditionalGeneration, work: Path) -> None:
     facts = {
         "graft_sha256": graft_sha256(model),
         "guarantee": model.guarantee,
+        "processor": model.processor.facts(model.frontend.tower),
     }
     try:
         save_file(_untied(state), work / WEIGHTS, metadata={"format": "pt"})
@@ -225,12 +226,30 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _base(
-    path: Path, base: Any, wanted: Mapping[str, Any], tokenizer: Any, options: Mapping[str, Any]
-) -> tuple[PreTrainedModel, Any]:
-    """The base LLM and its tokenizer, from the first of: argument, export, stored name, TSUGIKI_BASE."""
-    if isinstance(base, PreTrainedModel):
-        return base, tokenizer if tokenizer is not None else build.tokenizer_of(base)
+def settings_of(folder: str | Path) -> dict[str, Any]:
+    """The settings of a saved graft.
+
+    Raises:
+        StoreError: no graft there, a newer version, a pickle.
+    """
+    return _settings(_folder(folder))
+
+
+def base_tokenizer(folder: str | Path, base: Any = None) -> Any:
+    """The tokenizer of a saved graft's base, without loading the base.
+
+    Raises:
+        StoreError: the base is not found.
+    """
+    path = _folder(folder)
+    name = _base_name(path, base, _settings(path).get("base_identity") or {})
+    try:
+        return AutoTokenizer.from_pretrained(assets.resolve(name))
+    except (OSError, ValueError) as error:
+        raise _no_base(name, path, error) from error
+
+
+def _base_name(path: Path, base: Any, wanted: Mapping[str, Any]) -> str:
     inside = path / BASE
     stored = wanted.get("asset") or wanted.get("source")
     name = base or (inside if inside.is_dir() else None) or stored or os.environ.get("TSUGIKI_BASE")
@@ -241,18 +260,32 @@ def _base(
             fix="Pass base=.",
             where=str(path),
         )
+    return str(name)
+
+
+def _no_base(name: str, path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"the base {name} can't be loaded ({str(error).splitlines()[0]})",
+        expected="the LLM that the graft was made for",
+        fix="Pass base=, a folder, hub id or asset, or set TSUGIKI_BASE.",
+        where=str(path),
+    )
+
+
+def _base(
+    path: Path, base: Any, wanted: Mapping[str, Any], tokenizer: Any, options: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Any]:
+    """The base LLM and its tokenizer, from the first of: argument, export, stored name, TSUGIKI_BASE."""
+    if isinstance(base, PreTrainedModel):
+        return base, tokenizer if tokenizer is not None else build.tokenizer_of(base)
+    name = _base_name(path, base, wanted)
     keywords = {"dtype": getattr(torch, str(wanted.get("dtype", "float32")).removeprefix("torch."), "auto"), **options}
-    source = assets.resolve(str(name))
+    source = assets.resolve(name)
     try:
         llm = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(source, **keywords))
         return llm, tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise StoreError(
-            f"the base {name} can't be loaded ({str(error).splitlines()[0]})",
-            expected=f"the LLM {wanted.get('name', '?')}",
-            fix="Pass base=, a folder, hub id or asset, or set TSUGIKI_BASE.",
-            where=str(path),
-        ) from error
+        raise _no_base(name, path, error) from error
 
 
 def _same_base(wanted: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:

@@ -1,0 +1,166 @@
+"""Saved grafts: round trips, refusals, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import tsugiki
+from tests.grafts._requests import request, wake
+from tsugiki import grafts, store
+from tsugiki.errors import BaseMismatchError, StoreError
+from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_model, tiny_tokenizer
+
+PARTS: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "vision": TinyTower()}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**request(model, [[4, "i", 5]])).logits
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return tiny_model().save(tmp_path / "graft")
+
+
+@pytest.mark.parametrize("name", grafts.available())
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    wake(model)
+    folder = model.save(tmp_path / "graft")
+    again = tsugiki.load(folder, base=tiny_llm(), **PARTS)
+    assert torch.equal(logits(again), logits(model))
+    assert store.graft_sha256(again) == store.graft_sha256(model)
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").stat().st_size < 300_000  # not the LLM
+
+
+def test_a_stack_and_save_pretrained_round_trip(tmp_path: Path) -> None:
+    model = tsugiki.attach(tiny_model(), "cross_attention", every=2)
+    wake(model)
+    model.save_pretrained(tmp_path / "graft")
+    again = type(model).from_pretrained(tmp_path / "graft", base=tiny_llm(), **PARTS)
+    assert [g.name for g in again.grafts] == ["projector", "cross_attention"]
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_a_trained_llm_is_saved_too_and_said(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.freeze_llm(False)
+    with torch.no_grad():
+        model.language_model.model.layers[0].mlp.up_proj.weight.add_(0.1)
+    folder = model.save(tmp_path / "graft")
+    assert "bounded" in (folder / "README.md").read_text() and "the LLM's are included" in (folder / "README.md").read_text()
+    again = tsugiki.load(folder, base=tiny_llm(), **PARTS)
+    assert again.guarantee == "bounded" and torch.equal(logits(again), logits(model))
+
+
+def test_the_base_is_found_by_its_stored_source_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llm().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    llm = type(tiny_llm()).from_pretrained(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    model = tsugiki.attach(llm, "projector", vision=TinyTower(), tokenizer=tokenizer)
+    folder = model.save(tmp_path / "graft")
+    again = tsugiki.load(folder, vision=TinyTower())
+    assert torch.equal(logits(again), logits(model))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(StoreError, match=r"Pass base="):
+        tsugiki.load(folder, vision=TinyTower())
+    assert torch.equal(logits(tsugiki.load(folder, base=tmp_path / "moved", vision=TinyTower())), logits(model))
+    without = tiny_model().save(tmp_path / "sourceless")
+    monkeypatch.setenv("TSUGIKI_BASE", str(tmp_path / "moved"))
+    assert tsugiki.load(without, vision=TinyTower()).guarantee == "exact"
+
+
+def test_another_base_is_refused_with_both_names_and_the_first_difference(saved: Path) -> None:
+    with pytest.raises(BaseMismatchError, match=r"made for LlamaForCausalLM .* is LlamaForCausalLM: tensor \S+ differs"):
+        tsugiki.load(saved, base=tiny_llm(seed=3), **PARTS)
+    with pytest.raises(BaseMismatchError, match="Qwen2ForCausalLM"):
+        tsugiki.load(saved, base=tiny_llm("qwen2"), **PARTS)
+
+
+def test_another_tower_is_refused(saved: Path) -> None:
+    with pytest.raises(BaseMismatchError, match="tower"):
+        tsugiki.load(saved, base=tiny_llm(), tokenizer=tiny_tokenizer(), vision=TinyTower(seed=5))
+
+
+def test_another_dtype_of_the_same_base_loads_with_a_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_llm().save_pretrained(tmp_path / "base")
+    llm = type(tiny_llm()).from_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    folder = tsugiki.attach(llm, "projector", vision=TinyTower(), tokenizer=tiny_tokenizer()).save(tmp_path / "graft")
+    again = tsugiki.load(folder, vision=TinyTower(), dtype=torch.bfloat16)
+    assert next(again.language_model.parameters()).dtype == torch.bfloat16
+    assert "dtype" in caplog.text
+
+
+def change(folder: Path, **values: Any) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, **values}))
+
+
+def test_a_newer_version_a_pickle_and_damage_are_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no folder"):
+        tsugiki.load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match=r"no config\.json"):
+        tsugiki.load(tmp_path / "empty")
+    change(saved, format_version=99)
+    with pytest.raises(StoreError, match="format version 99.*pip install -U"):
+        tsugiki.load(saved)
+    change(saved, format_version=1)
+    data = bytearray((saved / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (saved / "model.safetensors").write_bytes(bytes(data))
+    with pytest.raises(StoreError, match="not those that were saved"):
+        tsugiki.load(saved, base=tiny_llm(), **PARTS)
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(StoreError, match="is a pickle.*never opens pickles"):
+        tsugiki.load(saved)
+    change(saved, model_type="llama")
+    with pytest.raises(StoreError, match="model_type is 'llama'"):
+        tsugiki.load(saved)
+    (saved / "config.json").write_text("{")
+    with pytest.raises(StoreError, match="not readable as JSON"):
+        tsugiki.load(saved)
+
+
+def test_a_full_disk_leaves_the_older_graft_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    model = tiny_model()
+    wake(model)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(StoreError):
+        model.save(saved)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == ["graft"]
+
+
+def test_an_export_needs_nothing_else(tmp_path: Path) -> None:
+    from transformers import SiglipVisionConfig
+
+    tower = AutoModel.from_config(
+        SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                           image_size=32, patch_size=8)
+    )  # fmt: skip
+    tower.mean, tower.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    model = tsugiki.attach(tiny_llm(), "projector", vision=tower, tokenizer=tiny_tokenizer())
+    folder = model.export(tmp_path / "whole")
+    moved = folder.rename(tmp_path / "moved")
+    again = tsugiki.load(moved)
+    picture = tiny_images(1)
+    assert again.chat("what?", images=picture, max_new_tokens=5, do_sample=False) == model.chat(
+        "what?", images=picture, max_new_tokens=5, do_sample=False
+    )
