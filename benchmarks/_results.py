@@ -1,0 +1,58 @@
+"""What every benchmark writes: a Markdown table for people and the same numbers as JSON, with the machine and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import tsugiki
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Versions and size of this machine; no names."""
+    return {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tsugiki": tsugiki.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def write(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), **facts: Any) -> None:
+    """Write docs/results/<name>.md and .json; rows are dicts of the same keys."""
+    about = machine()
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip()
+    header = list(rows[0])
+    lines = [f"# {title}", "", f"`{command}`", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(_cell(row[key]) for key in header) + " |" for row in rows]
+    lines += ["", *(f"* {note}" for note in notes), ""]
+    lines += [
+        f"{about['date']}; {about['cores']} cores, {about['threads']} thread(s), GPU: {about['gpu'] or 'none'}; Python"
+        f" {about['python']}, torch {about['torch']}, transformers {about['transformers']}.",
+        "",
+    ]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
+    content = {"command": command, "machine": about, "rows": list(rows), "notes": list(notes), **facts}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
