@@ -1,4 +1,4 @@
-"""What every benchmark writes: a Markdown table for people and the same numbers as JSON, with the machine and the command."""
+"""What every benchmark writes: a Markdown table, the same numbers as JSON, the machine and the command."""
 
 from __future__ import annotations
 

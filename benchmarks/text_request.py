@@ -1,6 +1,6 @@
 """What a graft costs a request without an image: operators and time against the bare LLM, interleaved.
 
-    python benchmarks/text_request.py --pairs 60
+python benchmarks/text_request.py --pairs 60
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     rows = [compare(graft, pairs) for graft in tsugiki.available()]
     tokens = "one forward of about 130 prompt tokens, SmolLM2-135M-Instruct in fp32"
-    write("text_request", "A text request with a graft attached, against the bare LLM", rows, [f"Each time is {tokens}."])
+    write(
+        "text_request", "A text request with a graft attached, against the bare LLM", rows, [f"Each time is {tokens}."]
+    )
 
 
 if __name__ == "__main__":

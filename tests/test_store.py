@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.grafts._requests import request, wake
 from transformers import AutoModel, AutoTokenizer
 
 import tsugiki
-from tests.grafts._requests import request, wake
 from tsugiki import grafts, store
 from tsugiki.errors import BaseMismatchError, StoreError
 from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_model, tiny_tokenizer
@@ -57,12 +57,17 @@ def test_a_trained_llm_is_saved_too_and_said(tmp_path: Path) -> None:
     with torch.no_grad():
         model.language_model.model.layers[0].mlp.up_proj.weight.add_(0.1)
     folder = model.save(tmp_path / "graft")
-    assert "bounded" in (folder / "README.md").read_text() and "the LLM's are included" in (folder / "README.md").read_text()
+    assert (
+        "bounded" in (folder / "README.md").read_text()
+        and "the LLM's are included" in (folder / "README.md").read_text()
+    )
     again = tsugiki.load(folder, base=tiny_llm(), **PARTS)
     assert again.guarantee == "bounded" and torch.equal(logits(again), logits(model))
 
 
-def test_the_base_is_found_by_its_stored_source_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_found_by_its_stored_source_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_llm().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     llm = type(tiny_llm()).from_pretrained(tmp_path / "base")
@@ -81,7 +86,9 @@ def test_the_base_is_found_by_its_stored_source_or_the_environment(tmp_path: Pat
 
 
 def test_another_base_is_refused_with_both_names_and_the_first_difference(saved: Path) -> None:
-    with pytest.raises(BaseMismatchError, match=r"made for LlamaForCausalLM .* is LlamaForCausalLM: tensor \S+ differs"):
+    with pytest.raises(
+        BaseMismatchError, match=r"made for LlamaForCausalLM .* is LlamaForCausalLM: tensor \S+ differs"
+    ):
         tsugiki.load(saved, base=tiny_llm(seed=3), **PARTS)
     with pytest.raises(BaseMismatchError, match="Qwen2ForCausalLM"):
         tsugiki.load(saved, base=tiny_llm("qwen2"), **PARTS)

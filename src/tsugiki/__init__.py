@@ -6,7 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tsugiki.build import attach, available, methods
-from tsugiki.model import TsugikiConfig, TsugikiForConditionalGeneration
+from tsugiki.configuration import TsugikiConfig
+from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.processor import TsugikiProcessor
 from tsugiki.store import load
 from tsugiki.types import Batch, Box, Message, Proof, Sample, Score, Segment, VisualTokens

@@ -15,10 +15,11 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tsugiki import assets, grafts, identity
+from tsugiki.configuration import TsugikiConfig
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import InputError, UnknownNameError
 from tsugiki.grafts._base import Graft, claims
-from tsugiki.model import TsugikiConfig, TsugikiForConditionalGeneration
+from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.vision.frontend import FrontEnd, FrontEndConfig
 
 logger = logging.getLogger("tsugiki")
@@ -81,7 +82,7 @@ def attach(
     settings = {**preset.options, **options}
     stacked = isinstance(llm, TsugikiForConditionalGeneration)
     names = list(preset.grafts)
-    present = [g.name for g in llm.grafts] if stacked else []  # type: ignore[union-attr, misc]
+    present = [g.name for g in llm.grafts] if stacked else []  # type: ignore[union-attr]
     if not stacked and _needs_splice(names):
         names.insert(0, "projector")
         logger.warning("%s reads visual tokens in the prompt: the graft 'projector' is put first.", name)
@@ -124,7 +125,7 @@ def build(
         frontend=frontend.config.to_dict(),
         grafts=[_saved(n, c) for n, c in zip(names, configs, strict=True)],
         base_identity=dict(base),
-        placeholder_id=placeholder(tokenizer, int(decoder.embed.weight.shape[0])),  # type: ignore[union-attr, index]
+        placeholder_id=placeholder(tokenizer, decoder.vocabulary),
         llm_trained=llm_trained,
     )
     parts = [grafts.load(n).Graft(c, decoder) for n, c in zip(names, configs, strict=True)]
@@ -153,7 +154,8 @@ def _stack(
         part.attach(model.decoder)
         model.grafts.append(part)
     model.config.grafts = [*(model.config.grafts or []), *(_saved(n, c) for n, c in zip(names, configs, strict=True))]
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _asset(llm: PreTrainedModel) -> dict[str, str]:
@@ -225,7 +227,7 @@ def tokenizer_of(llm: PreTrainedModel) -> Any:
 
 
 def placeholder(tokenizer: Any, rows: int) -> int:
-    """The id that stands for a visual token: a reserved token; a row that no token uses; or an id beyond the vocabulary."""
+    """The id that stands for a visual token: a reserved token, an unused row, or an id beyond the vocabulary."""
     for token, number in sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1]):
         if _RESERVED.fullmatch(token) and number < rows:
             return int(number)
@@ -235,7 +237,9 @@ def placeholder(tokenizer: Any, rows: int) -> int:
 def describe(model: TsugikiForConditionalGeneration) -> str:
     """What hooks where, what trains, and what is promised."""
     base = model.base_identity
-    lines = [f"{type(model.language_model).__name__} ({base.get('name', '?')}) with eyes: {model.frontend.config.tower}"]
+    lines = [
+        f"{type(model.language_model).__name__} ({base.get('name', '?')}) with eyes: {model.frontend.config.tower}"
+    ]
     lines.append(f"  front-end   {model.tokens_per_image} tokens an image, {_count(model.frontend)}")
     for graft in model.grafts:
         places = [f"{s.kind} {s.name}".strip() for s in graft.sites(model.decoder)]  # type: ignore[operator]
@@ -243,7 +247,9 @@ def describe(model: TsugikiForConditionalGeneration) -> str:
         shown = ", ".join(places[:4]) + (f", ... ({len(places)})" if len(places) > 4 else "")
         lines.append(f"  {graft.name:<11} {shown}; {_count(graft)}; {source}")
     lines.append(f"  LLM         {_count(model.language_model)}")
-    lines.append(f"  guarantee   {model.guarantee} ({model.how}), prefix exact: {'yes' if model.prefix_exact else 'no'}")
+    lines.append(
+        f"  guarantee   {model.guarantee} ({model.how}), prefix exact: {'yes' if model.prefix_exact else 'no'}"
+    )
     return "\n".join(lines)
 
 

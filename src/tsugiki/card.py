@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 _PROMISES = {
     "exact": (
-        "A request without an image gets the base LLM's own answer: the LLM's weights were not changed, and nothing of the"
-        " graft runs. Check it with `tsugiki verify`."
+        "A request without an image gets the base LLM's own answer: the LLM's weights were not changed, and nothing of"
+        " the graft runs. Check it with `tsugiki verify`."
     ),
     "bounded": (
         "The LLM's weights were changed. Its loss of text quality has to be measured: `tsugiki eval --tasks retention`."
@@ -48,7 +48,9 @@ tags: [tsugiki, {", ".join(str(g.name) for g in model.grafts)}]
 * Guarantee: **{model.guarantee}** ({model.how}); tokens before the first image have the base's logits: {
         "yes" if model.prefix_exact else "no"
     }.
-* Weights in this folder: {size / 1e6:.1f} MB; {"the LLM's are included" if settings.get("llm_trained") else "the LLM's are not"}.
+* Weights in this folder: {size / 1e6:.1f} MB; {
+        "the LLM's are included" if settings.get("llm_trained") else "the LLM's are not"
+    }.
 * The tower sees the whole picture in a padded square of {model.frontend.tower.input_size} px (no centre crop);
   {model.tokens_per_image} tokens an image.
 * Base: SHA-256 over its tensors `{base.get("tensors_sha256", "?")}`{_gguf(base)}.

@@ -45,12 +45,12 @@ class DecoderSpec:
         self.name = type(llm).__name__
         config: Any = llm.config
         self.config = config.get_text_config(decoder=True)
-        self.embed: nn.Module = llm.get_input_embeddings()  # type: ignore[operator]
-        self.head: nn.Module = llm.get_output_embeddings()  # type: ignore[operator]
+        self.embed: Any = llm.get_input_embeddings()  # type: ignore[operator]
+        self.head: Any = llm.get_output_embeddings()  # type: ignore[operator]
         self.layers = self._find_layers()
         self.blocks = tuple(self._block(i, layer) for i, layer in enumerate(self.layers))
         self.hidden_size = int(self.config.hidden_size)
-        self.embedding_size = int(self.embed.weight.shape[1])  # type: ignore[union-attr, index]
+        self.vocabulary, self.embedding_size = (int(n) for n in self.embed.weight.shape)
 
     def _find_layers(self) -> nn.ModuleList:
         depth = self.config.num_hidden_layers
@@ -170,9 +170,8 @@ class DecoderSpec:
     @torch.no_grad()
     def embedding_rms(self) -> float:
         """Root mean square of the word embeddings as the first layer's input sees them (scaled embeddings included)."""
-        rows = int(self.embed.weight.shape[0])  # type: ignore[union-attr, index]
         device = self.embed.weight.device
-        ids = torch.linspace(0, rows - 1, min(rows, 4096), device=device).long()
+        ids = torch.linspace(0, self.vocabulary - 1, min(self.vocabulary, 4096), device=device).long()
         return float(self.embed(ids).float().pow(2).mean().sqrt())
 
 

@@ -24,6 +24,8 @@ from tsugiki.errors import StoreError
 
 Identity = dict[str, Any]
 
+CACHED_FROM = 2**22
+"""Bytes: a smaller file is hashed faster than its hashes are kept."""
 _SHORT = 16  # hex digits of a tensor's hash inside an identity: enough to name the first difference
 _PROBE = (
     'The quick brown fox, aged 42, said: "it\'s 3.14!"\n\n\tdef f(x): return x**2  # ok\r\n'
@@ -320,7 +322,8 @@ def _file_hashes(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, str
     wanted = {name: _dtype(dtype) for name, dtype in dtypes.items()}
     key = hash_json([str(path), status.st_size, status.st_mtime_ns, 1])
     cache = cache_dir() / "hashes" / f"{key[:32]}.json"
-    known: dict[str, str] = _read_cache(cache)
+    cached = status.st_size >= CACHED_FROM
+    known: dict[str, str] = _read_cache(cache) if cached else {}
     hashes: dict[str, str] = {}
     fresh: dict[str, str] = {}
     with _opened(path) as file:
@@ -332,7 +335,7 @@ def _file_hashes(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, str
                 if name not in dtypes:  # spares the hash when the LLM is in memory as stored
                     fresh[f"{name}@{_dtype(tensor.dtype)}"] = fresh[form]
             hashes[name] = fresh.get(form) or known[form]
-    if fresh:
+    if fresh and cached:
         cache.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(cache, json.dumps({**known, **fresh}))
     return hashes

@@ -1,7 +1,8 @@
 """Front-end + grafts + an untouched LLM, as one Hugging Face model.
 
-A request without an image is the LLM's own forward and generate, nothing else. A request with an image runs the same LLM with a
-context in its keywords, which the grafts' sites read. Shapes: B rows, T positions, N images, M visual tokens, D LLM width.
+A request without an image is the LLM's own forward and generate, nothing else. A request with an image runs the same
+LLM with a context in its keywords, which the grafts' sites read.
+Shapes: B rows, T positions, N images, M visual tokens, D LLM width.
 """
 
 from __future__ import annotations
@@ -9,77 +10,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import ModelOutput
 
+from tsugiki.configuration import TsugikiConfig, TsugikiOutput
 from tsugiki.decoder import DecoderSpec
-from tsugiki.errors import PromptError
+from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft
 from tsugiki.grafts._context import KEYWORD, Context, TsugikiCache
-from tsugiki.types import IMAGE, TEXT, Guarantee, How, ImageSource, Message, Sample, VisualTokens
+from tsugiki.types import TEXT, Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
 
 
-@strict
-class TsugikiConfig(PreTrainedConfig):  # type: ignore[misc]
-    """What a saved graft needs to be built again, but for the base itself."""
-
-    model_type = "tsugiki"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
-    text_config: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]
-    frontend: dict | None = None  # type: ignore[type-arg]
-    grafts: list | None = None  # type: ignore[type-arg]
-    base_identity: dict | None = None  # type: ignore[type-arg]
-    placeholder_id: int = 0
-    llm_trained: bool = False
-    format_version: int = 1
-    tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.text_config, dict):
-            text = dict(self.text_config)
-            self.text_config = CONFIG_MAPPING[text.pop("model_type")](**text)
-        if self.text_config is None:
-            self.text_config = CONFIG_MAPPING["llama"]()
-        # transformers hands its own choice of kernels down to the parts of a config: the LLM keeps what it was loaded with.
-        kernels = {k: v for k, v in vars(self.text_config).items() if k.endswith("_implementation_internal")}
-        super().__post_init__(**kwargs)
-        vars(self.text_config).update(kernels)
-
-
-@dataclass
-class TsugikiOutput(ModelOutput):
-    """Output of a forward. With labels, logits stand at the label positions only."""
-
-    loss: Tensor | None = None  # nats per label token, or their sum / num_items_in_batch
-    logits: Tensor | None = None  # [B, T, vocabulary], with labels [1, L, vocabulary]
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    label_ids: Tensor | None = None  # int64 [L], the labels of the L logits, rows in order
-    label_rows: Tensor | None = field(default=None)  # int64 [L], the batch row of each
-
-
-class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration):
     """A pretrained causal LM with eyes.
 
     Args:
@@ -93,10 +44,10 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
     config_class = TsugikiConfig
     base_model_prefix = "tsugiki"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
@@ -120,7 +71,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self._trained_llm = config.llm_trained
         self.freeze_llm(not config.llm_trained)
         self._hook()
-        self.eval()
+        self.train(False)
 
     # -- what is inside ------------------------------------------------------------------------------------------------
 
@@ -170,10 +121,12 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         return TsugikiProcessor.of(self)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()
+        head: nn.Module = self.language_model.get_output_embeddings()
+        return head
 
     def init_weights(self) -> None:
         """Nothing: every part comes with its weights."""
@@ -211,7 +164,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
     def detach(self) -> PreTrainedModel:
         """Take the graft off and give the LLM back as it was handed over."""
         self._unhook()
-        return self.language_model
+        return cast(PreTrainedModel, self.language_model)
 
     def freeze_llm(self, frozen: bool = True) -> None:
         """Freeze the LLM (the default), or let it train; a trained LLM makes the guarantee `bounded`."""
@@ -224,7 +177,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         super().train(mode)
         if mode and not any(p.requires_grad for p in self.language_model.parameters()):
             self.language_model.eval()
-            # transformers checkpoints a layer only while the layer itself is in training mode; its children stay in eval.
+            # transformers recomputes a layer only while that layer is in training mode; its children stay in eval mode.
             for layer in self.decoder.layers:
                 layer.training = bool(getattr(layer, "gradient_checkpointing", False)) and not _drops(layer)
         return self
@@ -234,7 +187,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable(**options)
 
-    def _set_gradient_checkpointing(
+    def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
     ) -> None:
         def recompute(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -276,7 +229,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             input_ids: int64 [B, T].
             attention_mask: int64 [B, past + T], 1 = real; or whatever the LLM takes.
             token_kind, image_index: int64 [B, T] from the processor or collator; without images leave them out.
-            pixel_values: float [N, 3, S, S]; `vision_features` [N, P, V], the tower's cached output; or ready `visual` tokens.
+            pixel_values: float [N, 3, S, S]; or `vision_features` [N, P, V], the tower's cached output; or `visual`.
             labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
             mm_token_type_ids: ignored, for callers that derive it from a processor of transformers.
 
@@ -289,7 +242,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         with_image = visual is not None or (isinstance(past_key_values, TsugikiCache) and past_key_values.has_image)
         common: dict[str, Any] = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         if not with_image:
-            _refuse_imageless_placeholders(token_kind)
+            refuse_imageless_placeholders(token_kind)
             common |= {"input_ids": input_ids, "position_ids": position_ids, "past_key_values": past_key_values}
             common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
             given = _given(common)
@@ -335,7 +288,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         """Placeholders beyond the vocabulary become padding before the embedding looks them up."""
         if input_ids is None:
             return None
-        rows = int(self.decoder.embed.weight.shape[0])  # type: ignore[union-attr, index]
+        rows = self.decoder.vocabulary
         if self.placeholder_id < rows:
             return input_ids
         return torch.where(input_ids >= rows, torch.full_like(input_ids, self._filler), input_ids)
@@ -364,60 +317,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         result.label_ids, result.label_rows = target, keep // labels.shape[1]
         return result
 
-    # -- generation ----------------------------------------------------------------------------------------------------
-
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers`' generate; a request without an image is the LLM's own call.
-
-        Args:
-            inputs: int64 [B, T], or `input_ids=`; with `token_kind`, `image_index` and pictures from the processor.
-        """
-        pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("vision_features", None)
-        visual = kwargs.pop("visual", None)
-        past = kwargs.get("past_key_values")
-        with_image = any(v is not None for v in (pixels, features, visual))
-        if not with_image and not (isinstance(past, TsugikiCache) and past.has_image):
-            _refuse_imageless_placeholders(kwargs.pop("token_kind", None))
-            for name in ("image_index", "mm_token_type_ids"):
-                kwargs.pop(name, None)
-            return self.language_model.generate(inputs, *args, **kwargs)
-        if with_image and visual is None:
-            with torch.no_grad():
-                visual = self.frontend(pixel_values=pixels, features=features)
-        ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if self.placeholder_id < int(self.decoder.embed.weight.shape[0]):  # type: ignore[union-attr, index, operator]
-            suppressed = [*(kwargs.pop("suppress_tokens", None) or []), self.placeholder_id]
-            kwargs["suppress_tokens"] = suppressed + list(self.generation_config.suppress_tokens or [])
-        return super().generate(self._safe(ids), *args, visual=visual, **kwargs)
-
-    def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The LLM's own masks, for static caches."""
-        from transformers.masking_utils import create_masks_for_generate
-
-        own = getattr(self.language_model, "create_masks_for_generate", create_masks_for_generate)
-        kwargs["config"] = self.language_model.config
-        return own(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        length = inputs["input_ids"].shape[1]
-        for name in ("token_kind", "image_index"):
-            if inputs.get(name) is not None:
-                inputs[name] = inputs[name][:, -length:]
-        return inputs
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        new = kwargs.get("num_new_tokens", 1)
-        for name, value in (("token_kind", TEXT), ("image_index", -1)):
-            tensor = updated.get(name)
-            if tensor is not None:
-                updated[name] = torch.cat([tensor, tensor.new_full((tensor.shape[0], new), value)], dim=1)
-        return updated
-
-    # -- conversations, samples, folders: the other files of this room ---------------------------------------------------
+    # -- conversations, samples, folders: the other files of this room -------------------------------------------------
 
     def chat(
         self,
@@ -452,7 +352,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
 
         return export(self, folder, full=full)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As `save`: trained parts only, so Trainer checkpoints and hub pushes are small too."""
         self.save(save_directory)
 
@@ -498,15 +398,6 @@ def _with_past(cache: TsugikiCache | None, visual: VisualTokens | None, images: 
     return cache.visual, images
 
 
-def _refuse_imageless_placeholders(token_kind: Tensor | None) -> None:
-    if token_kind is not None and bool((token_kind == IMAGE).any()):
-        raise PromptError(
-            "the prompt has image positions but no image came with it",
-            expected="pixel_values or vision_features",
-            fix="Pass on everything that the processor returned.",
-        )
-
-
 def _given(keywords: dict[str, Any]) -> dict[str, Any]:
     """Only what the caller set: the LLM's defaults are its own."""
     everything = isinstance(keywords["logits_to_keep"], int) and keywords["logits_to_keep"] == 0
@@ -517,5 +408,4 @@ def _drops(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "dropout", 0.0), float) and getattr(layer, "dropout", 0.0) > 0
 
 
-AutoConfig.register("tsugiki", TsugikiConfig)
 AutoModelForImageTextToText.register(TsugikiConfig, TsugikiForConditionalGeneration)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-
+from tsugiki.configuration import TsugikiConfig
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.prompt import Encoded, parts_from_text
 from tsugiki.errors import PromptError
-from tsugiki.model import TsugikiConfig, TsugikiForConditionalGeneration
+from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart
 from tsugiki.vision.views import mean_colour, padded_square, to_pixels
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class TsugikiProcessor(ProcessorMixin):  # type: ignore[misc]
+class TsugikiProcessor(ProcessorMixin):
     """Makes `input_ids`, `attention_mask`, and with pictures `token_kind`, `image_index`, `pixel_values`.
 
     Image positions are marked by kind, never by the id: a placeholder that a user types stays text.
@@ -138,12 +138,14 @@ class TsugikiProcessor(ProcessorMixin):  # type: ignore[misc]
             return texts if batch is conversation else texts[0]
         samples = [Sample(id=str(i), messages=_messages(c)) for i, c in enumerate(batch)]
         collate = self.collator(
-            labels=False, add_generation_prompt=options["add_generation_prompt"], padding_side=self.tokenizer.padding_side
+            labels=False,
+            add_generation_prompt=options["add_generation_prompt"],
+            padding_side=self.tokenizer.padding_side,
         )
         return BatchFeature(collate(samples).inputs())
 
-    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
-        """Texts as they are, without a chat template, `<image>` where each picture stands; text alone is the tokenizer's.
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """Texts as they are, without a chat template, `<image>` where each picture stands.
 
         Prefer `apply_chat_template` for what a user typed: there only image parts are pictures.
 
@@ -160,7 +162,8 @@ class TsugikiProcessor(ProcessorMixin):  # type: ignore[misc]
             return BatchFeature(self.tokenizer(text, **{"return_tensors": "pt", **kwargs}))
         groups = _groups(images, len(texts))
         parts = [
-            parts_from_text(t, g, marker=self.image_token, where="processor") for t, g in zip(texts, groups, strict=True)
+            parts_from_text(t, g, marker=self.image_token, where="processor")
+            for t, g in zip(texts, groups, strict=True)
         ]
         items = [
             Item(self._encoded(p), tuple(q.source for q in p if isinstance(q, ImagePart)), "processor") for p in parts
@@ -233,10 +236,14 @@ def _messages(conversation: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
                 continue
             source = next((part[k] for k in ("image", "path", "url") if part.get(k) is not None), None)
             if source is None:
-                raise PromptError("an image part without an image", expected="image, path or url", where=str(turn["role"]))
+                raise PromptError(
+                    "an image part without an image", expected="image, path or url", where=str(turn["role"])
+                )
             if isinstance(source, str) and source.startswith(("http://", "https://")):
                 raise PromptError(
-                    f"an image by address: {source}", expected="a local file or an open picture", fix="Download it first."
+                    f"an image by address: {source}",
+                    expected="a local file or an open picture",
+                    fix="Download it first.",
                 )
             parts.append(ImagePart(source))
         out.append(Message(turn["role"], tuple(parts)))

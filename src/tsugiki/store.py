@@ -1,7 +1,7 @@
 """Save the graft alone, load it onto its base, and refuse another one.
 
-A saved graft is a folder: `model.safetensors` (what was trained), `config.json` (how to build it, whose base it needs), and a
-generated `README.md`. It is written under a temporary name and renamed when it is whole.
+A saved graft is a folder: `model.safetensors` (what was trained), `config.json` (how to build it, whose base it needs),
+and a generated `README.md`. It is written under a temporary name and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -307,7 +307,9 @@ def _put(model: TsugikiForConditionalGeneration, path: Path, settings: Mapping[s
     file = path / WEIGHTS
     wanted = (settings.get("tsugiki") or {}).get("weights_sha256")
     if wanted and sha256_file(file) != wanted:
-        raise StoreError("the weights are not those that were saved", expected=f"SHA-256 {wanted[:12]}...", where=str(file))
+        raise StoreError(
+            "the weights are not those that were saved", expected=f"SHA-256 {wanted[:12]}...", where=str(file)
+        )
     try:
         with safe_open(file, framework="pt") as opened:
             state = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 - not a dict
@@ -334,4 +336,3 @@ def read_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings = _settings(path)
     with safe_open(path / WEIGHTS, framework="pt") as file:
         return settings, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
-

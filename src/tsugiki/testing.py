@@ -66,7 +66,9 @@ _TEMPLATE = (
 )
 
 
-def tiny_llm(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:
+def tiny_llm(
+    family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> PreTrainedModel:
     """A random causal LM of a real family, 4 layers of width 32, in eval mode."""
     if family not in FAMILIES:
         from tsugiki.errors import UnknownNameError

@@ -1,7 +1,7 @@
 """What flows between the rooms: samples in, batches through, scores and proofs out.
 
 Shapes: B rows of a batch, T positions, N images of a batch (flat over rows), M visual tokens of an image, D LLM width.
-Units: boxes are pixels of the original image (after EXIF rotation), xyxy, x2 and y2 exclusive; losses are nats per token.
+Units: boxes are pixels of the original image (after EXIF rotation), xyxy, x2 and y2 exclusive; losses are nats a token.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation. For training the loss is on every assistant message; for evaluation the last one is the gold answer."""
+    """One conversation. Training has loss on every assistant message; scores take the last one as the gold answer."""
 
     id: str
     messages: tuple[Message, ...]

@@ -16,7 +16,9 @@ from tsugiki.types import IMAGE, PAD, TAG, TEXT
 Row = list[int | str]
 
 
-def request(model: Any, rows: list[Row], *, side: str = "right", seed: int = 0, first_image: int = 0) -> dict[str, Tensor]:
+def request(
+    model: Any, rows: list[Row], *, side: str = "right", seed: int = 0, first_image: int = 0
+) -> dict[str, Tensor]:
     """Inputs of `rows`; the same row has the same tokens and pictures in any batch."""
     kind_of_image = IMAGE if model.splices else TAG
     encoded, pixels = [], []

@@ -250,9 +250,8 @@ def test_4_a_cache_refuses_another_branch_and_follows_its_rows(model: Any) -> No
     got = logits(model, {"input_ids": step, "attention_mask": mask}, past_key_values=cache, use_cache=True)
     for i, row in enumerate(rows.tolist()):
         single, _ = alone(inputs, row, "left")
-        longer = {k: torch.cat([v, v.new_full((1, 1), f)], 1) for (k, v), f in zip(
-            ((k, single[k]) for k in ("input_ids", "attention_mask", "token_kind", "image_index")), (9, 1, TEXT, -1), strict=True
-        )}  # fmt: skip
+        added = {"input_ids": 9, "attention_mask": 1, "token_kind": TEXT, "image_index": -1}
+        longer = {k: torch.cat([single[k], torch.full((1, 1), value)], 1) for k, value in added.items()}
         want = logits(model, longer | {"pixel_values": single["pixel_values"]})[:, -1:]
         close(got[i : i + 1], want, 5e-5)
 
@@ -320,7 +319,9 @@ def test_7_the_vocabulary_is_not_resized_and_the_placeholder_never_generated(mod
     if model.placeholder_id < rows:
         head = model.language_model.get_output_embeddings()
         push = head.register_forward_hook(
-            lambda _, a, out: out.index_add(-1, torch.tensor([model.placeholder_id]), torch.full((*out.shape[:-1], 1), 1e4))
+            lambda _, a, out: out.index_add(
+                -1, torch.tensor([model.placeholder_id]), torch.full((*out.shape[:-1], 1), 1e4)
+            )
         )
         out = model.generate(**inputs, max_new_tokens=3, do_sample=False)
         push.remove()
@@ -352,7 +353,11 @@ class _Branches(TorchFunctionMode):
             frame = sys._getframe(1)
             while frame is not None and "tsugiki" not in frame.f_code.co_filename:
                 frame = frame.f_back  # type: ignore[assignment]
-            if frame is not None and "/grafts/" in frame.f_code.co_filename and "_context" not in frame.f_code.co_filename:
+            if (
+                frame is not None
+                and "/grafts/" in frame.f_code.co_filename
+                and "_context" not in frame.f_code.co_filename
+            ):
                 self.asked.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
         return function(*args, **(kwargs or {}))
 
@@ -395,7 +400,7 @@ def test_14_positions_are_ids_not_places_in_a_buffer(model: Any) -> None:
     close(logits(model, left)[:1, where], logits(model, row), 5e-5)
 
 
-# -- dtypes, checkpointing, threads, operators --------------------------------------------------------------------------
+# -- dtypes, checkpointing, threads, operators -------------------------------------------------------------------------
 
 
 def test_bf16(name: str, family: str) -> None:

@@ -70,7 +70,9 @@ def written_out(decoder: DecoderSpec, edit: Edit) -> Tensor:
 
     x = first[0] + edit("embed", embedded[0]) - embedded[0]  # learned positions are added after the embedding
     for block in decoder.blocks:
-        norms = [m for m in block.layer.children() if not any(p.dim() > 1 for p in m.parameters()) and list(m.parameters())]
+        norms = [
+            m for m in block.layer.children() if not any(p.dim() > 1 for p in m.parameters()) and list(m.parameters())
+        ]
         i = block.index
 
         def attend(h: Tensor, block: Any = block, i: int = i) -> Tensor:

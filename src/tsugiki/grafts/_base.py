@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -34,7 +34,7 @@ class Site:
     * `after`: f(y, x, context) -> y
     * `around`, `norm`, `head`: f(call, x, context) -> y, where call(x) runs the original
     * `embed`: f(embeddings [B, T, D], input_ids [B, T], context) -> embeddings, scaling included
-    * `attention`: f(call, query, key, value, context, **keywords) -> (output, weights) of the layer's attention function;
+    * `attention`: f(call, query, key, value, context, **keywords) -> (output, weights) of the attention function;
       `call(query, key, value, **changes)` runs the original with changed keywords (attention_mask, scaling, ...)
     """
 
@@ -106,22 +106,22 @@ class Graft(nn.Module):
             self._removers.pop()()
 
 
-def _active(context: Context | None) -> bool:
+def _active(context: Context | None) -> TypeGuard[Context]:
     return context is not None and context.visual is not None
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+    x: Tensor = args[0] if args else kwargs["hidden_states"]
+    return x
 
 
-def _with_hidden(
-    args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    y: Tensor = output[0] if isinstance(output, tuple) else output
+    return y
 
 
 def _with_first(output: Any, y: Tensor) -> Any:
@@ -163,7 +163,7 @@ def _nest(function: Callable[..., Tensor], call: Callable[[Tensor], Tensor], con
 
 
 def _around(site: Site) -> Callable[[], None]:
-    """Replace the instance's `forward`; nested sites call each other, and detaching in any order restores the original."""
+    """Replace the instance's `forward`; nested sites call each other, and may be taken off in any order."""
     module: Any = site.module
     chain: list[Callable[..., Any]] | None = module.__dict__.get("_tsugiki_around")
     if chain is None:
@@ -210,7 +210,7 @@ def _around(site: Site) -> Callable[[], None]:
 
 
 class _AttentionConfig:
-    """A layer's view of the LLM's config that sends its attention through the site. Everything else is the LLM's own."""
+    """A layer's view of the LLM's config that sends its attention through the site; all else is the LLM's own."""
 
     def __init__(self, config: Any) -> None:
         object.__setattr__(self, "_wrapped", config)
@@ -251,7 +251,7 @@ def _register(implementation: str) -> str:
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-            eager = getattr(importlib.import_module(type(module).__module__), "eager_attention_forward", None)
+            eager: Any = getattr(importlib.import_module(type(module).__module__), "eager_attention_forward", None)
             original = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
             chain: list[Callable[..., Any]] = module.__dict__.get("_tsugiki_attention", [])
             context = kwargs.get(KEYWORD) or current()

@@ -1,6 +1,7 @@
-"""What one forward knows of its request: an immutable value, passed as a keyword through the LLM, never stored on a module.
+"""What one forward knows of its request: an immutable value, passed as a keyword through the LLM.
 
-Shapes: B rows, T positions of this forward, S positions of past and present, N images of the batch, K images of a row at most.
+Nothing of a request is stored on a module. Shapes: B rows, T positions of this forward, S of past and present,
+N images of the batch, K images of a row at most.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def bound(function: Callable[..., Any], context: Context | None) -> Callable[...
 class TsugikiCache(Cache):
     """An LLM's cache and the state of a request with images: kinds and images of past positions, visual tokens, branch.
 
-    It shares the layers of the cache it is made from, so dynamic, static and sliding layers all work. `slots` is where a
+    It shares the layers of the cache it is made from: dynamic, static and sliding layers all work. `slots` is where a
     graft keeps tensors with a leading batch dimension (keys and values of inserted layers, codes of learners).
     """
 
@@ -157,7 +158,7 @@ class TsugikiCache(Cache):
             self.token_kind, self.image_index = self.token_kind[:, :length], self.image_index[:, :length]
 
     def reset(self) -> None:
-        super().reset()
+        super().reset()  # type: ignore[no-untyped-call]
         self.token_kind = self.image_index = self.visual = None
         self.slots, self._added = {}, []
 

@@ -3,8 +3,8 @@
     y = x + tanh(a) * CrossAttention(x, v)
     z = y + tanh(b) * FFN(y)        a = b = 0 at the start, so that z = x, bit for bit
 
-A position reads the images that begin at or before it in its own row (`see: "all"`; the paper's form is `"last"`: the one
-image that precedes it most closely). A position that can read no image is passed through unchanged.
+A position reads the images that begin at or before it in its own row (`see: "all"`; the paper's form is `"last"`: the
+one image that precedes it most closely). A position that can read no image is passed through unchanged.
 Shapes: B rows, T positions, K images of a row, M visual tokens of an image, D width of the LLM, H heads.
 """
 
@@ -79,7 +79,9 @@ class GatedBlock(nn.Module):
         # A row without any key would be a softmax over nothing: let it read everything, and drop the result.
         mask = mask | ~reads[..., None]
         q = self.query(self.norm(x)).view(b, t, self.heads, -1).transpose(1, 2)
-        k, v = self.key_value(self.visual_norm(visual)).view(b, visual.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = (
+            self.key_value(self.visual_norm(visual)).view(b, visual.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])  # [B, H, T, D / H]
         y = x + self.gate.tanh() * self.out(attended.transpose(1, 2).reshape(b, t, d))
         if self.ffn is not None:
@@ -111,7 +113,9 @@ class Graft(Base):
         heads = config.heads or int(decoder.config.num_attention_heads)
         if d % heads:
             raise InputError(
-                f"heads = {heads} does not divide the LLM's width {d}", expected="a divisor", where="cross_attention.heads"
+                f"heads = {heads} does not divide the LLM's width {d}",
+                expected="a divisor",
+                where="cross_attention.heads",
             )
         if config.every < 1:
             raise InputError(f"every = {config.every}", expected="at least 1", where="cross_attention.every")

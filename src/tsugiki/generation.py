@@ -1,0 +1,85 @@
+"""Generation with pictures: kinds grow with the answer, the LLM's own generate for everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from tsugiki.errors import PromptError
+from tsugiki.grafts._context import TsugikiCache
+from tsugiki.types import IMAGE, TEXT
+
+
+class SeeingGeneration(GenerationMixin):
+    """The part of the composite that `generate` needs."""
+
+    language_model: Any
+    frontend: Any
+    decoder: Any
+    placeholder_id: Any
+    _safe: Any
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers`' generate; a request without an image is the LLM's own call.
+
+        Args:
+            inputs: int64 [B, T], or `input_ids=`; with `token_kind`, `image_index` and pictures from the processor.
+        """
+        pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("vision_features", None)
+        visual = kwargs.pop("visual", None)
+        past = kwargs.get("past_key_values")
+        with_image = any(v is not None for v in (pixels, features, visual))
+        if not with_image and not (isinstance(past, TsugikiCache) and past.has_image):
+            refuse_imageless_placeholders(kwargs.pop("token_kind", None))
+            for name in ("image_index", "mm_token_type_ids"):
+                kwargs.pop(name, None)
+            return self.language_model.generate(inputs, *args, **kwargs)
+        if with_image and visual is None:
+            with torch.no_grad():
+                visual = self.frontend(pixel_values=pixels, features=features)
+        ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if self.placeholder_id < self.decoder.vocabulary:
+            suppressed = [*(kwargs.pop("suppress_tokens", None) or []), self.placeholder_id]
+            kwargs["suppress_tokens"] = suppressed + list(self.language_model.generation_config.suppress_tokens or [])
+        return super().generate(  # type: ignore[misc]
+            self._safe(ids), *args, visual=visual, **kwargs
+        )
+
+    def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The LLM's own masks, for static caches."""
+        from transformers.masking_utils import create_masks_for_generate
+
+        own = getattr(self.language_model, "create_masks_for_generate", create_masks_for_generate)
+        kwargs["config"] = self.language_model.config
+        return own(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        length = inputs["input_ids"].shape[1]
+        for name in ("token_kind", "image_index"):
+            if inputs.get(name) is not None:
+                inputs[name] = inputs[name][:, -length:]
+        return inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        new = kwargs.get("num_new_tokens", 1)
+        for name, value in (("token_kind", TEXT), ("image_index", -1)):
+            tensor = updated.get(name)
+            if tensor is not None:
+                updated[name] = torch.cat([tensor, tensor.new_full((tensor.shape[0], new), value)], dim=1)
+        return updated
+
+
+def refuse_imageless_placeholders(token_kind: Tensor | None) -> None:
+    if token_kind is not None and bool((token_kind == IMAGE).any()):
+        raise PromptError(
+            "the prompt has image positions but no image came with it",
+            expected="pixel_values or vision_features",
+            fix="Pass on everything that the processor returned.",
+        )

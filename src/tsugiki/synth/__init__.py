@@ -1,0 +1,1 @@
+"""Data that is made: every generator gives samples whose answers are true by construction."""

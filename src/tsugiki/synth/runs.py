@@ -1,0 +1,69 @@
+"""What generators have in common: weights from arguments, and a folder that holds one run of a generator."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tsugiki.data.files import atomic_write
+from tsugiki.errors import DataError, UnknownNameError
+
+Weights = Mapping[str, float] | Sequence[str]
+"""Names with weights, or names of equal weight."""
+
+
+def known_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UnknownNameError for the first of `names` that is not among `known`."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+
+
+def weights_of(kind: str, given: Weights, known: Iterable[str]) -> dict[str, float]:
+    """Weights by name, without those of weight 0.
+
+    Raises:
+        UnknownNameError: a name that is not among `known`.
+        DataError: no name, or weights that can't be.
+    """
+    weights = (
+        dict(given) if isinstance(given, Mapping) else dict.fromkeys([given] if isinstance(given, str) else given, 1.0)
+    )
+    known_names(kind, weights, known)
+    if not all(np.isfinite(w) and w >= 0 for w in weights.values()) or not any(weights.values()):
+        raise DataError(f"weights {weights}", expected="numbers from 0 up, one of them above 0", where=kind)
+    return {name: float(weight) for name, weight in weights.items() if weight > 0}
+
+
+def prepared(folder: Path, stamp: str, pictures: int, attribution: str) -> bool:
+    """True if `folder` holds this very run, whole. Else it is made ready for it: an earlier run goes.
+
+    Args:
+        folder: will hold `synth.json` (the stamp), `images/` and, written last by the caller, `samples.jsonl`.
+        stamp: JSON that says all that the run depends on.
+        pictures: how many there are in the end.
+        attribution: for `ATTRIBUTION.txt`.
+
+    Raises:
+        DataError: the folder holds something else.
+        StoreError: it can't be written.
+    """
+    card, lines, images = folder / "synth.json", folder / "samples.jsonl", folder / "images"
+    if card.is_file():
+        same = lines.is_file() and card.read_text(encoding="utf-8") == stamp
+        if same and sum(1 for _ in images.glob("*")) == pictures:
+            return True
+        lines.unlink(missing_ok=True)
+        shutil.rmtree(images, ignore_errors=True)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            "other files in the folder", expected="a new or empty one", fix="Choose another.", where=str(folder)
+        )
+    atomic_write(card, stamp)
+    atomic_write(folder / "ATTRIBUTION.txt", attribution + "\n")
+    images.mkdir(exist_ok=True)
+    return False
