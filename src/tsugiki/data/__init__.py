@@ -1,0 +1,1 @@
+"""From files to samples to batches. Nothing here knows a model."""

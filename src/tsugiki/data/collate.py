@@ -1,0 +1,165 @@
+"""Samples -> one Batch: encode, pad left or right, put all pictures of the batch into one flat list.
+
+Shapes: B rows, T positions, N pictures of the batch, S pixels of a side, P positions of a tower's grid, V its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tsugiki.data.boxes import BoxCodec
+from tsugiki.data.images import MAX_PIXELS, image_size, open_image
+from tsugiki.data.prompt import IGNORE, Encoded, encode
+from tsugiki.errors import ImageError, InputError, PromptError
+from tsugiki.types import IMAGE, PAD, Batch, ImageSource, Sample
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An encoded conversation and its pictures, for callers that encode by themselves."""
+
+    encoded: Encoded
+    images: tuple[ImageSource, ...] = ()
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches from samples (or from items that are encoded already).
+
+    Pictures come as cached `features` where they are given, else as pixels through `transform`.
+    """
+
+    tokenizer: Any
+    _: KW_ONLY
+    tokens_per_image: int
+    placeholder_id: int
+    transform: Callable[[Image.Image], Tensor] | None = None
+    """An open RGB picture -> float [3, S, S]."""
+    features: Callable[[ImageSource], Tensor] | None = None
+    """A picture's source -> float [P, V], what the tower gives for it."""
+    codec: BoxCodec = field(default_factory=BoxCodec)
+    labels: bool = True
+    add_generation_prompt: bool = False
+    padding_side: Side = "right"
+    """Right for training, left for generation."""
+    max_length: int | None = None
+    """Longest conversation in tokens; a longer one is an error, nothing is cut."""
+    image_kind: int = IMAGE
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, samples: Sequence[Sample | Item]) -> Batch:
+        """One batch.
+
+        Raises:
+            PromptError: as `prompt.encode`, naming the sample.
+            ImageError: a picture can't be read, naming the sample.
+        """
+        items = [s if isinstance(s, Item) else Item(self.encode(s), s.images, _where(s)) for s in samples]
+        batch = pad([i.encoded for i in items], pad_id=self.pad_id, side=self.padding_side)
+        sources = [(source, item.where) for item in items for source in item.images]
+        if not sources:
+            return batch
+        if self.features is not None:
+            return replace(batch, vision_features=torch.stack([self._features(*s) for s in sources]))
+        return replace(batch, pixel_values=torch.stack([self._pixels(*s) for s in sources]))
+
+    def encode(self, sample: Sample) -> Encoded:
+        """One sample's tokens; pictures are opened only for their size, and only where there are boxes.
+
+        Raises:
+            PromptError: as `prompt.encode`, naming the sample.
+        """
+        where = _where(sample)
+        sizes = [image_size(source, where=where) for source in sample.images] if sample.boxes else []
+        return encode(
+            sample.messages,
+            self.tokenizer,
+            tokens_per_image=self.tokens_per_image,
+            placeholder_id=self.placeholder_id,
+            image_kind=self.image_kind,
+            sizes=sizes,
+            codec=self.codec,
+            labels=self.labels,
+            add_generation_prompt=self.add_generation_prompt,
+            max_length=self.max_length,
+            where=where,
+        )
+
+    @property
+    def pad_id(self) -> int:
+        """Id at padding; any will do, for it is masked."""
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(pad if pad is not None else end if end is not None else 0)
+
+    def _pixels(self, source: ImageSource, where: str) -> Tensor:
+        if self.transform is None:
+            raise PromptError(
+                "a picture, but the collator has neither transform nor features",
+                expected="one of the two",
+                fix="Pass transform=frontend.transform.",
+                where=where,
+            )
+        return self.transform(open_image(source, max_pixels=self.max_pixels, where=where))
+
+    def _features(self, source: ImageSource, where: str) -> Tensor:
+        assert self.features is not None
+        try:
+            return self.features(source)
+        except ImageError as error:
+            raise named(error, where) from error
+
+
+def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right") -> Batch:
+    """Encoded conversations as tensors of one length, without pictures.
+
+    `image_index` counts on through the batch. Where no row has a picture, kinds and indices are None. Padding has kind
+    PAD, index -1, label -100 and attention 0.
+
+    Raises:
+        PromptError: no row at all, or rows with and without labels together.
+    """
+    if not encoded or len({e.labels is None for e in encoded}) > 1:
+        raise PromptError(
+            "no sample in the batch" if not encoded else "rows with and without labels in one batch",
+            expected="at least one row, and labels in all or none",
+            fix="Leave empty batches out and encode all rows in one way.",
+        )
+    length = max(map(len, encoded))
+
+    def rows(columns: Sequence[Sequence[int]], fill: int) -> Tensor:  # [B, T]
+        table = torch.full((len(columns), length), fill, dtype=torch.int64)
+        for row, column in zip(table, columns, strict=True):
+            if column:
+                row[slice(0, len(column)) if side == "right" else slice(-len(column), None)] = torch.tensor(column)
+        return table
+
+    pictures = [e.images for e in encoded]
+    first = [sum(pictures[:row]) for row in range(len(encoded))]
+    shifted = [[i if i < 0 else i + at for i in e.image_index] for e, at in zip(encoded, first, strict=True)]
+    return Batch(
+        input_ids=rows([e.input_ids for e in encoded], pad_id),
+        attention_mask=rows([[1] * len(e) for e in encoded], 0),
+        token_kind=rows([e.token_kind for e in encoded], PAD) if any(pictures) else None,
+        image_index=rows(shifted, -1) if any(pictures) else None,
+        labels=rows([e.labels or [] for e in encoded], IGNORE) if encoded[0].labels is not None else None,
+    )
+
+
+def named(error: InputError, where: str) -> InputError:
+    """The same error with a place, if it has none."""
+    if error.where or not where:
+        return error
+    return type(error)(error.found, expected=error.expected, fix=error.fix, where=where)
+
+
+def _where(sample: Sample) -> str:
+    return sample.where or f"sample {sample.id!r}"

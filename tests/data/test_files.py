@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tsugiki.data import files
+from tsugiki.errors import StoreError
+
+
+def _full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "結果.json"
+    files.atomic_write(target, "一\n")
+    files.atomic_write(target, b"two")
+    assert target.read_bytes() == b"two"
+    assert [p.name for p in target.parent.iterdir()] == ["結果.json"]
+
+
+def test_write_keeps_the_mode_of_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    files.atomic_write(target, "1")
+    target.chmod(0o640)
+    files.atomic_write(target, "2")
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a"
+    files.atomic_write(target, "old")
+    monkeypatch.setattr(os, "fsync", _full_disk)
+    with pytest.raises(StoreError, match="the disk is full") as caught:
+        files.atomic_write(target, "new")
+    assert "\n" not in str(caught.value)
+    assert str(target) in str(caught.value)
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_place_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="can't be written"):
+        files.atomic_write(tmp_path / "file" / "below", "x")
+
+
+def test_folder_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "graft"
+    with files.atomic_folder(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("1")
+        assert not target.exists()
+    assert (target / "sub" / "x").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["graft"]
+
+
+def test_folder_replaces_an_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "graft"
+    for text in ("old", "new"):
+        with files.atomic_folder(target) as folder:
+            (folder / text).write_text(text)
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["graft"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("io: No space left on device (os error 28)")],
+)
+def test_folder_on_a_full_disk(tmp_path: Path, error: Exception) -> None:
+    target = tmp_path / "graft"
+    with files.atomic_folder(target) as folder:
+        (folder / "x").write_text("old")
+    with pytest.raises(StoreError, match="the disk is full"), files.atomic_folder(target) as folder:
+        (folder / "x").write_text("half")
+        raise error
+    assert (target / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["graft"]
+
+
+def test_folder_passes_other_errors_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), files.atomic_folder(tmp_path / "graft"):
+        raise KeyError("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_survives_a_failing_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "graft"
+    with files.atomic_folder(target) as folder:
+        (folder / "x").write_text("old")
+    original = Path.replace
+
+    def failing(self: Path, other: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise OSError(errno.EIO, "broken")
+        return original(self, other)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(StoreError, match="broken"), files.atomic_folder(target) as folder:
+        (folder / "x").write_text("new")
+    assert (target / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["graft"]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256_file(tmp_path / "a").startswith("ba7816bf8f01cfea")
