@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -30,7 +30,7 @@ from tsugiki.types import TEXT, Guarantee, How, ImageSource, Message, Sample, Vi
 from tsugiki.vision.frontend import FrontEnd
 
 
-class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration):
+class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, GenerationMixin):
     """A pretrained causal LM with eyes.
 
     Args:
