@@ -38,7 +38,7 @@ clean:
 
 # torch first: pip then finds it there and does not look for another build. Debian's venv may come without pip.
 $(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[train,synth,eval,dev]'

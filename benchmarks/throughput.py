@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
-import statistics
 import tempfile
 import threading
 import time
@@ -24,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import _results
 import numpy as np
 import torch
 from _plain_loop import PlainModel, plain_trainer
@@ -32,13 +30,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import tsugiki
 from tsugiki import assets
-from tsugiki.data.files import atomic_write
 from tsugiki.data.mixture import length_groups
 from tsugiki.synth import scenes
 from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_tokenizer
 from tsugiki.training import parts, recipe, stage_trainer
+from tsugiki.training._work import Work
 from tsugiki.training.run import versions
-from tsugiki.training.sources import Encoder
+from tsugiki.training.sources import Encoder, Stream
 from tsugiki.types import IMAGE, Message, Sample
 from tsugiki.vision.cache import FeatureCache
 
@@ -95,7 +93,7 @@ class StepEnd(TrainerCallback):
         self.arm.ended()
 
 
-class _Stream(stage_trainer.Stream):
+class _Stream(Stream):
     """An arm in the place of a stream of samples."""
 
     def __init__(self, arm: Arm) -> None:
@@ -111,7 +109,7 @@ class _Stream(stage_trainer.Stream):
 def real(folder: Path, n: int) -> tuple[Callable[[], Any], Any, Any, list[Sample]]:
     """LLM, tokenizer, tower and data of the figure."""
     source = assets.resolve(LLM)
-    samples = scenes.generate(n, out=folder / "scenes", seed=0)
+    samples = scenes.generate(n, out=folder / "scenes", languages=("en",), seed=0)
     return (
         lambda: AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
         AutoTokenizer.from_pretrained(source),
@@ -170,7 +168,7 @@ def ours(model: Any, arm: Arm, steps: int, batch: int, folder: Path) -> Any:
     """Our trainer on an arm's batches."""
     stage = {"train": {"projector": LR}, "data": "scenes", "steps": steps, "batch_size": batch}
     plan = recipe.load({"stages": [stage], "save_seconds": 1e6})
-    work = stage_trainer.Work(
+    work = Work(
         recipe=plan,
         index=0,
         stream=_Stream(arm),
@@ -218,62 +216,34 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, f
     return sum(slow) / sum(fast), float(low), float(high)
 
 
-def report(found: Sequence[Arm], batch: int, label_share: float) -> dict[str, Any]:
-    """All figures as JSON values."""
+def rows_of(found: Sequence[Arm], batch: int) -> list[dict[str, Any]]:
+    """The table: one row an arm."""
     rows = []
     for before, arm in zip([found[0], *found], found, strict=False):
         n = batch * len(arm.seconds)
-        row = {"arm": arm.name, "samples_per_second": n / sum(arm.seconds), "positions_per_sample": sum(arm.tokens) / n}
-        row |= dict(zip(("ratio", "low", "high"), ratio(found[0].seconds, arm.seconds), strict=True))
-        row |= dict(zip(("step", "step_low", "step_high"), ratio(before.seconds, arm.seconds), strict=True))
-        pairs = [a / b for a, b in zip(found[0].seconds, arm.seconds, strict=True)]
-        rows.append({**row, "median_ratio": statistics.median(pairs), "seconds": arm.seconds})
-    return {
-        "rounds": len(found[0].seconds),
-        "batch": batch,
-        "label_positions": label_share,
-        "arms": rows,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "versions": versions(),
-    }
+        first = arm is before
+        rows.append(
+            {
+                "arm": arm.name,
+                "samples / s": round(n / sum(arm.seconds), 3),
+                "positions a sample": round(sum(arm.tokens) / n, 1),
+                "against the plain loop": "1" if first else times(found[0].seconds, arm.seconds),
+                "against the line above": "1" if first else times(before.seconds, arm.seconds),
+            }
+        )
+    return rows
 
 
-def text(figures: dict[str, Any], title: str) -> str:
-    """The Markdown page."""
-    lines = [
-        "# Throughput of training",
-        "",
-        "Written by `python benchmarks/throughput.py`.",
-        "",
-        f"{title}, batch {figures['batch']}, fp32, {figures['threads']} thread(s); {figures['rounds']} rounds in which"
-        " every arm trains one step in turn. All arms train the same projector on the same samples. Ratios are of sums"
-        " over all rounds, with 95 % intervals (bootstrap over rounds). The plain loop (`benchmarks/_plain_loop.py`) is"
-        " transformers' Trainer with the same collator and batches, `labels` to the LLM's forward, pictures encoded"
-        " in each step.",
-        "",
-        "| arm | samples / s | positions a sample | against the plain loop | against the line above |",
-        "|---|---|---|---|---|",
-    ]
-    for row in figures["arms"]:
-        whole = f"{row['ratio']:.2f} × ({row['low']:.2f}–{row['high']:.2f})"
-        step = f"{row['step']:.2f} × ({row['step_low']:.2f}–{row['step_high']:.2f})"
-        if row["arm"] == PLAIN:
-            whole = step = "1"
-        speed, width = row["samples_per_second"], row["positions_per_sample"]
-        lines.append(f"| {row['arm']} | {speed:.2f} | {width:.1f} | {whole} | {step} |")
-    share = figures["label_positions"]
-    lines += ["", f"Of the positions without padding, {share:.0%} have a label. Encoding once is not counted.", ""]
-    return "\n".join(lines)
+def times(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """`2.10 x (1.95 to 2.24)`."""
+    return "{:.2f} x ({:.2f} to {:.2f})".format(*ratio(slow, fast))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tiny", action="store_true", help="fakes instead of real models")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where throughput.md and .json go")
+    parser.add_argument("--tiny", action="store_true", help="fakes instead of real models; nothing is written")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -283,15 +253,20 @@ def main() -> None:
             take_turns(found, options.rounds)
         encoded = [found[1].collate.item(s).encoded for s in made[3]]  # type: ignore[attr-defined]
         share = sum(label >= 0 for e in encoded for label in e.labels) / sum(map(len, encoded))
-    figures = report(found, options.batch, share)
-    title = (
-        "Fakes (these figures mean nothing)"
-        if options.tiny
-        else f"{LLM}, {TOWER} at 224 px, scenes in English and Japanese"
-    )
-    atomic_write(options.out / "throughput.json", json.dumps(figures, indent=1))
-    atomic_write(options.out / "throughput.md", text(figures, title))
-    print(text(figures, title))
+    rows = rows_of(found, options.batch)
+    if options.tiny:
+        print(json.dumps(rows, indent=1))
+        return
+    notes = [
+        f"{LLM}, {TOWER} at 224 px, scenes in English, batch {options.batch}, fp32; every arm trains the same projector"
+        f" on the same samples, one step each in turn, {options.rounds} rounds.",
+        "Ratios are of sums over all rounds, with 95 % intervals (paired bootstrap over rounds).",
+        "The plain loop (`benchmarks/_plain_loop.py`) is transformers' Trainer, same collator and batches, `labels`"
+        " to the LLM's forward, pictures encoded in each step.",
+        f"Of the positions without padding, {share:.0%} have a label. Encoding all pictures once is not counted.",
+    ]
+    raw = {arm.name: {"seconds": arm.seconds, "positions": arm.tokens} for arm in found}
+    _results.write("throughput", "Throughput of training", rows, notes, steps=raw, packages=versions())
 
 
 if __name__ == "__main__":

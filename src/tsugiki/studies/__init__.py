@@ -1,0 +1,1 @@
+"""What runs training and evaluation together: fit, predict, demo."""

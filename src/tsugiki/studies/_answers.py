@@ -1,0 +1,119 @@
+"""Samples to predictions: the likeliest option, or a free answer with its boxes; one that fails stops no other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tsugiki.data.boxes import PaddedSquare
+from tsugiki.data.images import content_key, image_size
+from tsugiki.data.schema import message_text
+from tsugiki.errors import ImageError, InputError
+from tsugiki.evals.free import FreeAnswerer
+from tsugiki.evals.options import OptionScorer
+from tsugiki.types import Box, ImageSource, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One answer, or why there is none."""
+
+    id: str
+    """Path below the folder, or the sample's id."""
+    image: str
+    """Path of the (first) picture as it was given: below the folder, or beside the JSONL."""
+    question: str
+    answer: str = ""
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    """Of each option, given that one of them is the answer; sums to 1, rounded to 6 digits."""
+    boxes: tuple[Box, ...] = ()
+    """In pixels of the upright original of the first picture, rounded to 0.1."""
+    error: str = ""
+    """Why there is no answer; then `answer` is empty."""
+    picture: str = ""
+    """SHA-256 of the picture's file."""
+
+    @property
+    def probability(self) -> float | None:
+        """Of the answer; None for a free one."""
+        return self.probabilities.get(self.answer)
+
+
+class Answerer:
+    """Batches of samples to predictions.
+
+    Args:
+        caught: the error that one sample may raise without stopping the others.
+    """
+
+    def __init__(self, model: Any, batch_size: int, max_new_tokens: int, caught: type[InputError]) -> None:
+        self.caught = caught
+        self.choose = OptionScorer(model, batch_size=batch_size)
+        self.say = FreeAnswerer(model, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        self.codec = model.processor.collator().codec
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Prediction]:
+        closed, free = [s for s in samples if s.options], [s for s in samples if not s.options]
+        found = {p.id: p for p in [*self._all(closed), *self._all(free)]}
+        return [found[s.id] for s in samples]
+
+    def _all(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """All at once; where one fails, each alone."""
+        if not samples:
+            return []
+        try:
+            return self._closed(samples) if samples[0].options else self._free(samples)
+        except self.caught as error:
+            if len(samples) == 1:
+                return [_about(samples[0], error=str(error))]
+        return [p for sample in samples for p in self._all([sample])]
+
+    def _closed(self, samples: Sequence[Sample]) -> list[Prediction]:
+        scores = self.choose(samples)
+        pairs = zip(samples, scores, strict=True)
+        return [_about(s, answer=o.best(), probabilities=_rounded(o.probabilities())) for s, o in pairs]
+
+    def _free(self, samples: Sequence[Sample]) -> list[Prediction]:
+        pairs = zip(samples, self.say(samples), strict=True)
+        return [_about(s, answer=text, boxes=self._boxes(s, text)) for s, text in pairs]
+
+    def _boxes(self, sample: Sample, text: str) -> tuple[Box, ...]:
+        if not sample.images:
+            return ()
+        found = self.codec.parse(text, PaddedSquare(*image_size(sample.images[0])))
+        return tuple(Box(*(round(v, 1) for v in (b.x1, b.y1, b.x2, b.y2))) for b in found)
+
+
+def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
+    return {option: round(value, 6) for option, value in probabilities.items()}
+
+
+def _about(sample: Sample, **fields: Any) -> Prediction:
+    return Prediction(
+        id=sample.id, image=_shown(sample), question=question_of(sample), picture=picture_of(sample), **fields
+    )
+
+
+def question_of(sample: Sample) -> str:
+    last = next((m for m in reversed(sample.prompt) if m.role == "user"), None)
+    return "" if last is None else message_text(last)
+
+
+def _shown(sample: Sample) -> str:
+    """The first picture's path: below the folder (the id is just that), or as the sample has it."""
+    source: ImageSource | None = sample.images[0] if sample.images else None
+    if not isinstance(source, str | Path):
+        return ""
+    return sample.id if Path(source).as_posix().endswith(f"/{sample.id}") else str(source)
+
+
+def picture_of(sample: Sample) -> str:
+    """SHA-256 of the picture's file, or over those of several; empty where one can't be read."""
+    try:
+        keys = [content_key(source) for source in sample.images]
+    except ImageError:
+        return ""
+    return keys[0] if len(keys) == 1 else hashlib.sha256("".join(keys).encode()).hexdigest()

@@ -1,0 +1,128 @@
+"""How many steps? A training is asked about its hold-out at a few marks, and the best mark is the step count."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsugiki import store
+from tsugiki.data.files import atomic_write
+from tsugiki.data.schema import message_text
+from tsugiki.evals.options import OptionScorer
+from tsugiki.training.trainer import StepReport
+from tsugiki.types import Sample
+
+MARKS = 6
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the hold-out said after so many steps; larger is better in both."""
+
+    step: int
+    accuracy: float | None
+    """Share of right decisions; None where not all hold-out samples have options."""
+    loglikelihood: float
+    """Nats of the right answer, mean: of an option against the others, else per label token."""
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """Better is larger; of equals the one with fewer steps."""
+        return (self.accuracy or 0.0, self.loglikelihood, -self.step)
+
+
+def marks_of(steps: int, count: int = MARKS) -> list[int]:
+    """`count` steps at equal distances, the last one at the end."""
+    return sorted({math.ceil(steps * i / count) for i in range(1, count + 1)})
+
+
+class HoldOut:
+    """Pass it as `on_step` of `train`: it measures at its marks, and keeps what it found in a file, so that a training
+    that is continued does not lose it.
+
+    Args:
+        samples: the hold-out; not trained on.
+        features: cached tower outputs, or None.
+        marks: steps of the stage.
+        folder: for `marks.json`, and for `best`, the saved graft of the best mark so far.
+        keep: save the graft of the best mark.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        samples: Sequence[Sample],
+        features: Any,
+        marks: Sequence[int],
+        folder: Path,
+        *,
+        keep: bool = False,
+        batch_size: int = 8,
+    ) -> None:
+        self.model, self.samples, self.features, self.keep = model, samples, features, keep
+        self.marks, self.folder, self.batch_size = set(marks), folder, batch_size
+
+    def __call__(self, report: StepReport) -> None:
+        if report.step not in self.marks:
+            return
+        training = self.model.training
+        self.model.eval()
+        mark = self.measure(report.step)
+        if self.keep and mark.rank >= max((m.rank for m in self.found() if m.step < mark.step), default=mark.rank):
+            self.model.save(self.folder / "best")
+        self.model.train(training)
+        found = {m.step: m for m in [*self.found(), mark]}  # a continued training passes a mark once more
+        ordered = [asdict(found[step]) for step in sorted(found)]
+        atomic_write(self.folder / "marks.json", json.dumps(ordered, indent=1) + "\n")
+
+    def found(self) -> list[Mark]:
+        """All marks so far, in order."""
+        file = self.folder / "marks.json"
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        return [m for m in (Mark(**entry) for entry in content) if m.step in self.marks]
+
+    def best(self) -> Mark | None:
+        """The mark to stop at."""
+        return max(self.found(), key=lambda m: m.rank, default=None)
+
+    def restore(self) -> None:
+        """Put the weights of the best mark into the model; needs `keep`.
+
+        Raises:
+            StoreError: they were not kept.
+        """
+        _, tensors = store.read_state(self.folder / "best")
+        own = store.trained_state(self.model)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+    @torch.inference_mode()
+    def measure(self, step: int) -> Mark:
+        """Ask the hold-out now."""
+        if not all(s.options for s in self.samples):
+            return Mark(step, None, -self._loss())
+        scorer = OptionScorer(self.model, features=self.features, batch_size=self.batch_size)
+        right, total = 0, 0.0
+        for sample, scores in zip(self.samples, scorer(self.samples), strict=True):
+            gold = message_text(sample.messages[-1])
+            right += scores.best() == gold
+            total += math.log(max(scores.probabilities()[gold], 1e-30))
+        return Mark(step, right / len(self.samples), total / len(self.samples))
+
+    def _loss(self) -> float:
+        """Nats per label token."""
+        total, tokens = 0.0, 0
+        for start in range(0, len(self.samples), self.batch_size):
+            part = self.samples[start : start + self.batch_size]
+            batch = self.model.encode_samples(part, labels=True, features=self.features)
+            output = self.model(**batch.inputs())
+            count = int(output.label_ids.numel())
+            total, tokens = total + float(output.loss) * count, tokens + count
+        return total / max(tokens, 1)

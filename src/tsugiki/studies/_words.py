@@ -1,0 +1,72 @@
+"""What was found, in sentences that do not flatter: beside the bare LLM, the commonest answer and simpler learners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tsugiki.types import Proof, Score
+
+HEADLINES = {"accuracy": "", "Acc@0.5": " (boxes)", "exact match": " (free answers, word for word)"}
+SIMPLE = {
+    "probe": "a linear probe on the same picture features",
+    "k-NN": "the vote of the nearest training pictures",
+    "ridge": "a ridge regression on the same picture features",
+}
+ADVICE = "For this question alone it is enough; the graft pays where you also need words or other questions."
+
+
+def sentences(scores: Sequence[Score], proof: Proof | None) -> list[str]:
+    """For the top of a report and the terminal."""
+    found = []
+    for score in scores:
+        if score.metric in HEADLINES:
+            found += [_headline(score), *_rivals(score, scores)]
+    if proof is not None:
+        found.append(_proven(proof))
+    return found
+
+
+def _headline(score: Score) -> str:
+    share = f"{_percent(score.value)} right{_between(score.low, score.high)}"
+    rivals = [f"the bare LLM without the picture {_percent(score.base)}"] if score.base is not None else []
+    rivals += [f"{name} {_percent(value)}" for name, value in score.yardsticks.items()]
+    tail = f"; {', '.join(rivals)}" if rivals else ""
+    return f"{score.task}{HEADLINES[score.metric]}: {share} on {score.n} held-out items{tail}."
+
+
+def _rivals(score: Score, scores: Sequence[Score]) -> Iterator[str]:
+    """A simpler learner is better, or the model is not shown to be better than no model."""
+    minus = {s.metric.removeprefix(f"{score.metric} minus "): s for s in scores if s.task == score.task}
+    simple = {name: value for name, value in score.yardsticks.items() if name in SIMPLE and value > score.value}
+    if simple:
+        name = max(simple, key=simple.__getitem__)
+        lead = (
+            f"{score.task}: {SIMPLE[name]} is better than the graft by {100 * (simple[name] - score.value):.1f} points"
+        )
+        paired = minus.get(name)
+        if paired is not None and paired.high is not None and paired.low is not None and paired.high < 0:
+            lead += f", paired 95 % interval {-100 * paired.high:.1f} to {-100 * paired.low:.1f}"
+        elif paired is not None:
+            lead += f", though these {score.n} items do not tell the two apart"
+        yield f"{lead}. {ADVICE}"
+    constant = minus.get("constant")
+    if constant is not None and constant.low is not None and constant.low <= 0:
+        yield f"{score.task}: it is not shown to be better than always giving the commonest answer."
+
+
+def _proven(proof: Proof) -> str:
+    if not proof.holds:
+        failed = ", ".join(c.name for c in proof.checks if not c.holds)
+        return f"The guarantee does NOT hold ({failed}): do not use this model in place of its base."
+    if proof.guarantee == "bounded":
+        return "The LLM's weights were trained: measure what its text lost with `tsugiki eval --task retention`."
+    tested = f"{proof.prompts} prompts and {proof.answers} whole answers"
+    return f"Text without a picture is the bare LLM's own: proven, and compared on {tested}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{100 * low:.0f} to {100 * high:.0f}]"
