@@ -1,0 +1,5 @@
+"""`python -m tsugiki.cli`."""
+
+from tsugiki.cli import main
+
+main()

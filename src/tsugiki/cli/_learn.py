@@ -1,0 +1,121 @@
+"""Commands that train: demo, fit, train, mix; and methods, the list of what can be attached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tsugiki.cli._app import Base, Overrides, app, example, out, say, show, sources
+
+Vision = Annotated[str | None, typer.Option(help="The vision tower: an asset, a folder or a hub id.")]
+
+
+@app.command(epilog=example("tsugiki demo --out runs/demo"))
+def demo(
+    folder: Annotated[Path, typer.Option("--out", "-o", help="The report and the grafts go there.")] = Path(
+        "runs/demo"
+    ),
+    minutes: Annotated[float, typer.Option(help="Training time of each of the two parts.", min=0.05)] = 3.0,
+) -> None:
+    """Give SmolLM2-135M eyes on two kinds of real pictures, prove that its text is untouched, and report both."""
+    from tsugiki.studies import demo
+
+    result = demo.run(out=folder, minutes=minutes, say=say)
+    out.print(result.table)
+    show(f"report: {result.report}")
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=example("tsugiki fit photos --base smollm2-135m-instruct --method projector --out runs/fit"))
+def fit(
+    data: Annotated[Path, typer.Argument(help="One folder per class, CSV, COCO JSON or JSONL.", show_default=False)],
+    overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Graft, proof, scores, report.")] = Path("runs/fit"),
+    base: Annotated[str, typer.Option(help="The LLM: an asset, a folder or a hub id.")] = "smollm2-135m-instruct",
+    method: Annotated[list[str] | None, typer.Option(help="Of `tsugiki methods`; several are stacked.")] = None,
+    vision: Vision = "efficientnet-lite0",
+    recipe: Annotated[str | None, typer.Option(help="A recipe. Default: the method's own, 150 steps.")] = None,
+    question: Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")] = None,
+    seed: Annotated[int, typer.Option(help="Of split and training.")] = 0,
+) -> None:
+    """From 20 to 200 own pictures to a graft: split, train, verify, score, report. The same command continues a run.
+
+    Exit code 1 where the guarantee does not hold.
+    """
+    from tsugiki.studies.fit import fit
+
+    result = fit(
+        data, base=base, method=method or "projector", vision=vision, out=folder, recipe=recipe,
+        overrides=overrides or [], question=question, seed=seed,
+    )  # fmt: skip
+    out.print(result.table)
+    show(f"graft: {result.graft}")
+    show(f"report: {result.report}")
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=example("tsugiki train projector steps=500 --base smollm2-135m-instruct --data train.jsonl -o runs/a")
+)
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a YAML file.", show_default=False)],
+    overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="The run; the graft goes to its folder graft.")] = Path(
+        "runs/train"
+    ),
+    data: Annotated[
+        list[str] | None, typer.Option(help="name=file.jsonl for each source; file.jsonl where there is one.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A saved graft to train on. Default: a new one.")] = None,
+    base: Base = None,
+    vision: Vision = None,
+    resume: Annotated[bool, typer.Option(help="Continue a run that stopped in that folder.")] = True,
+) -> None:
+    """Train by a recipe. A run that was stopped or killed is continued by the same command."""
+    from tsugiki.cli._models import load_model, new_model
+    from tsugiki.training import recipe as recipes
+    from tsugiki.training.trainer import train
+
+    plan = recipes.load(recipe, overrides or [])
+    given = sources(data)
+    grafted = new_model(plan.model, base, vision) if model is None else load_model(model, base)
+    say(grafted)
+    result = train(grafted, plan, folder, data=given, resume=resume)
+    again = ", continued" if result.resumed else ""
+    last = f", last loss {result.losses[-1]:.3f} nats per token" if result.losses else ""
+    show(f"{result.steps} steps in {result.seconds:.0f} s{again}{last}")
+    show(f"graft: {result.graft}")
+
+
+@app.command(epilog=example("tsugiki mix runs/a/graft runs/b/graft --weight 0.7 --weight 0.3 --out runs/mixed"))
+def mix(
+    folders: Annotated[list[Path], typer.Argument(help="Saved grafts of one base, two or more.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="The new graft.")] = Path("runs/mixed"),
+    weight: Annotated[list[float] | None, typer.Option(help="One for each graft, sum 1. Default: all alike.")] = None,
+) -> None:
+    """Average saved grafts."""
+    import tsugiki
+
+    weights = weight or [1 / len(folders)] * len(folders)
+    show(f"graft: {tsugiki.mix(folders, weights, folder)}")
+
+
+@app.command(epilog=example("tsugiki methods"))
+def methods() -> None:
+    """What can be attached: grafts and presets, where they are from, and what they promise about text."""
+    import tsugiki
+    from tsugiki import grafts
+
+    table = Table()
+    for heading in ("method", "kind", "source", "licence"):
+        table.add_column(heading)
+    for name in tsugiki.methods():
+        graft = grafts.load(name) if name in tsugiki.available() else None
+        facts = (graft.PAPER, graft.LICENSE) if graft else ("", "")
+        table.add_row(name, "graft" if graft else "preset", *(fact or "" for fact in facts))
+    out.print(table)

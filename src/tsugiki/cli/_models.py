@@ -1,0 +1,39 @@
+"""Models for commands: a saved graft, or a new one on an LLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tsugiki.errors import InputError
+
+
+def load_model(folder: str, base: str | None = None) -> Any:
+    """A saved graft on its base, on the GPU where there is one.
+
+    Raises:
+        StoreError, BaseMismatchError, AssetError: as `tsugiki.load`.
+    """
+    import torch
+
+    import tsugiki
+
+    model: Any = tsugiki.load(folder, base=base)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def new_model(spec: Any, base: str | None, vision: str | None) -> Any:
+    """What a recipe is meant for (`spec`, its ModelSpec), on another LLM and vision tower where they are given.
+
+    Raises:
+        InputError: no LLM, neither given nor in the recipe.
+        UnknownNameError, UnsupportedError, AssetError: as `build_model`.
+    """
+    from tsugiki.cli._app import say
+    from tsugiki.studies._build import VISION, build_model
+
+    name = base or spec.base
+    if name is None:
+        raise InputError("the recipe names no LLM", expected="--base, an asset, a folder or a hub id", where="--base")
+    settings = {"input_size": spec.input_size, "projector": spec.projector, **spec.options}
+    given = {key: value for key, value in settings.items() if value is not None}
+    return build_model(name, spec.grafts, vision or spec.vision or VISION, say=say, **given)

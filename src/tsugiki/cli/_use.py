@@ -1,0 +1,174 @@
+"""Commands that use a model: chat, predict, eval, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from tsugiki.cli._app import Base, Model, app, complain, counting, err, example, out, say, show
+from tsugiki.errors import TsugikiError
+
+Detail = Literal["short", "full", "boxes"]
+HELP = "/image FILE adds a picture to the next question, /clear forgets the conversation, Ctrl-D ends."
+
+
+@app.command(epilog=example("tsugiki chat runs/a/graft --image desk.jpg --ask 'What is on the desk?'"))
+def chat(
+    model: Model,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture for the first question; several times.")] = None,
+    ask: Annotated[str | None, typer.Option(help="Ask this and end; otherwise questions are typed.")] = None,
+    detail: Annotated[Detail, typer.Option(help="Of the answers about pictures.")] = "full",
+    tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
+    base: Base = None,
+) -> None:
+    """Talk in the terminal, with pictures or without; the answer is written as it comes."""
+    from tsugiki.cli._models import load_model
+    from tsugiki.types import Message
+
+    loaded = load_model(model, base)
+    history: list[Message] = []
+    images = tuple(image or ())
+    if ask is None:
+        say(HELP)
+    while True:
+        question = ask if ask is not None else _typed()
+        if question is None:
+            return
+        command, _, rest = question.partition(" ")
+        if command == "/clear":
+            history, images = [], ()
+        elif command == "/image":
+            images += (Path(rest.strip()),)
+        elif question.strip():
+            try:
+                answer = _answer(loaded, question, images, history, detail, tokens)
+            except TsugikiError as error:
+                if ask is not None:
+                    raise
+                complain(error)
+                images = ()
+                continue
+            history += [Message.of("user", question, images), Message.of("assistant", answer)]
+            images = ()
+        if ask is not None:
+            return
+
+
+def _typed() -> str | None:
+    """A line from the terminal, None at its end."""
+    try:
+        return err.input("[bold]> [/bold]")
+    except EOFError:
+        return None
+
+
+def _answer(model: Any, text: str, images: tuple[Path, ...], history: list[Any], detail: str, tokens: int) -> str:
+    pieces = []
+    for piece in model.chat(text, images, history=history, detail=detail, max_new_tokens=tokens, stream=True):
+        pieces.append(piece)
+        out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    out.print()
+    return "".join(pieces).strip()
+
+
+@app.command(epilog=example("tsugiki predict runs/a/graft photos --option good --option broken -o answers.csv"))
+def predict(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Pictures.", show_default=False)],
+    file: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl or .csv file.")] = Path("predictions.jsonl"),
+    question: Annotated[
+        str | None, typer.Option(help="Asked about every picture. Default: that of the training.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A possible answer; several times. Gives probabilities.")
+    ] = None,
+    detail: Annotated[Detail, typer.Option(help="Of the answers, where there are no options.")] = "short",
+    batch_size: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 8,
+    base: Base = None,
+) -> None:
+    """Answer one question about every picture of a folder. A run that was stopped is continued by the same command."""
+    import tsugiki
+    from tsugiki.cli._models import load_model
+
+    loaded = load_model(model, base)
+    with counting() as tell:
+        result = tsugiki.predict(
+            loaded, folder, out=file, question=question, options=option or None, detail=detail, batch_size=batch_size,
+            progress=lambda done, total: tell("pictures", done, total),
+        )  # fmt: skip
+    show(f"{file}: {len(result)} answers")
+
+
+@app.command("eval", epilog=example("tsugiki eval runs/a/graft --task decisions --data test.jsonl --train train.jsonl"))
+def evaluate(
+    model: Model,
+    task: Annotated[list[str] | None, typer.Option(help="Several times. Default: what the data can score.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Own JSONL. Default: the tasks' own data.")] = None,
+    train: Annotated[Path | None, typer.Option(help="The training JSONL: the yardsticks learn from it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many samples of a task.", min=1)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop a task after so long; n is printed.")] = None,
+    budget: Annotated[Path | None, typer.Option(help="YAML of largest drops; exit code 1 where one is broken.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", "-o", help="Write the scores as JSON.")] = None,
+    base: Base = None,
+) -> None:
+    """Score a model on tasks; every figure with its error, and the bare LLM's in the same run."""
+    import json
+
+    import tsugiki
+    from tsugiki.cli._models import load_model
+    from tsugiki.data import schema
+    from tsugiki.data.files import atomic_write
+    from tsugiki.evals.retention import apply_budget, load_budget
+    from tsugiki.evals.tables import records, table
+
+    limits = None if budget is None else load_budget(budget)
+    names = task or _scorable(data)
+    settings = {} if train is None else {"train": schema.load(train)}
+    loaded = load_model(model, base)
+    with counting() as tell:
+        scores = tsugiki.evaluate(loaded, names, data, limit=limit, seconds=seconds, progress=tell, **settings)
+    out.print(table(scores))
+    if file is not None:
+        atomic_write(file, json.dumps(records(scores), indent=2, ensure_ascii=False) + "\n")
+    broken = [] if limits is None else apply_budget(scores, limits)
+    for violation in broken:
+        complain(violation)
+    if broken:
+        raise typer.Exit(1)
+
+
+def _scorable(data: Path | None) -> list[str]:
+    """Retention without data; with data, the tasks that can score any of it."""
+    from tsugiki.data import schema
+    from tsugiki.evals import task
+
+    if data is None:
+        return ["retention"]
+    samples = schema.load(data)
+    return [name for name in task.available() if name != "retention" and task.load(name).select(samples)]
+
+
+@app.command(epilog=example("tsugiki verify runs/a/graft --out runs/a"))
+def verify(
+    model: Model,
+    against: Annotated[str | None, typer.Option(help="A parent model instead of the base.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Prove the claims of this proof.json again.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", "-o", help="Write proof.json (and a text) there.")] = None,
+    base: Base = None,
+) -> None:
+    """Prove the guarantee: the LLM's weights, words and answers are those of its source. Exit code 1 where it fails."""
+    from tsugiki.cli._models import load_model
+    from tsugiki.evals import proof
+
+    loaded = load_model(model, base)
+    if check is not None:
+        found = proof.check(check, loaded, against=against)
+    else:
+        with err.status("verify") as status:
+            found = proof.verify(loaded, against, out=file, progress=lambda text: status.update(escape(text)))
+    show(proof.describe(found))
+    if not found.holds:
+        raise typer.Exit(1)

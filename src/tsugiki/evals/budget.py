@@ -1,0 +1,137 @@
+"""Budgets: how large a drop of text quality may be, and which scores don't keep to it.
+
+A drop has to be shown to be within its budget: what counts is the bad end of the 95 % interval, so that too few items
+fail rather than pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tsugiki.errors import DataError, UnknownNameError
+from tsugiki.evals.stats import MARGIN
+from tsugiki.types import Score
+
+Budget = Mapping[str, float]
+"""Largest drops: "wiki.loss", "title_choice@picture.accuracy", or a metric of all text requests ("loss"), or of all
+requests after a picture ("loss@picture")."""
+
+SUITES = ("wiki", "title_choice", "next_sentence", "answers")
+METRICS = {
+    "wiki": ("loss", "kl"),
+    "title_choice": ("accuracy",),
+    "next_sentence": ("accuracy",),
+    "answers": ("agreement",),
+}
+LOWER_IS_BETTER = frozenset({"loss", "kl"})
+AFTER = "@picture"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A drop that is not shown to be within its budget."""
+
+    score: Score
+    key: str
+    limit: float
+    drop: float
+    worst: float
+    """The bad end of the drop's 95 % interval."""
+
+    def __str__(self) -> str:
+        name = f"{self.score.task}.{self.score.metric}"
+        if not self.score.informative:
+            return (
+                f"{name} can't be judged ({self.key}): {self.score.n} items don't show that the base "
+                f"({self.score.base:.4g}) is {MARGIN:g} above chance"
+            )
+        if self.drop > self.limit:
+            return f"{name} dropped by {self.drop:.4g}, over the budget of {self.limit:g} ({self.key})"
+        return (
+            f"{name} dropped by {self.drop:.4g}, in its interval by up to {self.worst:.4g}: {self.score.n} items "
+            f"don't show that it is within the budget of {self.limit:g} ({self.key})"
+        )
+
+
+def load_budget(path: str | Path) -> dict[str, float]:
+    """A YAML file of `key: largest drop`, see `Budget`.
+
+    Raises:
+        DataError: not a mapping of numbers >= 0.
+        UnknownNameError: a key that names no suite or metric; says the nearest.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        message = " ".join(str(error).split())
+        raise DataError(f"can't be read ({message})", expected="YAML: metric: largest drop", where=str(path)) from error
+    if not isinstance(content, dict) or not content:
+        raise DataError("no budget", expected="lines such as wiki.loss: 0.02", where=str(path))
+    known = _keys()
+    for key, value in content.items():
+        if key not in known:
+            raise UnknownNameError("budget key", str(key), known, where=str(path))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise DataError(f"{key}: {value!r}", expected="a number >= 0", where=str(path))
+    return {str(k): float(v) for k, v in content.items()}
+
+
+def apply_budget(scores: Sequence[Score], budget: Budget) -> list[Violation]:
+    """Scores whose drop is not shown to be within the budget; uninformative ones can't show it.
+
+    Raises:
+        DataError: a line for which nothing was measured.
+    """
+    violations = []
+    used: set[str] = set()
+    for score in scores:
+        key = _key(f"{score.task}.{score.metric}", budget)
+        if key is None or score.difference is None:
+            continue
+        used.add(key)
+        drop, worst = _drop(score)
+        if not (score.informative and worst <= budget[key]):
+            violations.append(Violation(score, key, budget[key], drop, worst))
+    _refuse_idle_lines(set(budget) - used, [f"{s.task}.{s.metric}" for s in scores])
+    return violations
+
+
+def _keys() -> list[str]:
+    places = ("", AFTER)
+    full = [f"{suite}{place}.{metric}" for suite, metrics in METRICS.items() for metric in metrics for place in places]
+    return [*full, *(f"{metric}{place}" for metric in {m for ms in METRICS.values() for m in ms} for place in places)]
+
+
+def _key(name: str, budget: Budget) -> str | None:
+    """The line of the budget that judges the score `name` (task.metric): its own, else that of its metric."""
+    task, _, metric = name.rpartition(".")
+    return next((k for k in (name, f"{metric}{AFTER if task.endswith(AFTER) else ''}") if k in budget), None)
+
+
+def check_lines(budget: Budget, suites: Sequence[str], after_picture: bool) -> None:
+    """Refuse, before the long run, a budget with lines that it would not judge."""
+    places = ("", AFTER) if after_picture else ("",)
+    names = [f"{suite}{place}.{metric}" for place in places for suite in suites for metric in METRICS[suite]]
+    _refuse_idle_lines(set(budget) - {_key(name, budget) for name in names}, names)
+
+
+def _refuse_idle_lines(idle: set[str], measured: Sequence[str]) -> None:
+    if idle:
+        raise DataError(
+            f"the line {min(idle)} judges nothing",
+            expected=f"one for {', '.join(measured) or 'what is measured'}",
+            fix="Measure that suite too, or take the line out.",
+            where="budget",
+        )
+
+
+def _drop(score: Score) -> tuple[float, float]:
+    """How much worse than the base, and the bad end of its interval."""
+    change = score.difference if score.difference is not None else 0.0
+    low = score.difference_low if score.difference_low is not None else change
+    high = score.difference_high if score.difference_high is not None else change
+    return (change, high) if score.metric in LOWER_IS_BETTER else (0.0 - change, 0.0 - low)

@@ -1,0 +1,244 @@
+"""The report: one HTML file with everything inside, for someone who was not there.
+
+What is first is what was found; then scores with intervals beside the bare LLM and the yardsticks, answers on pictures
+(drawn at random, right and wrong), loss curves, and the proof in plain words. No script, nothing loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tsugiki.data.files import atomic_write
+from tsugiki.errors import ImageError
+from tsugiki.evals._charts import Curve, curves, interval, picture
+from tsugiki.evals._html import Html, h, join, page
+from tsugiki.evals.tables import HEADINGS, cells, number
+from tsugiki.evals.task import Answer, shown_text
+from tsugiki.types import BoxPart, Proof, Sample, Score
+
+TITLES = {
+    "decisions": "Choosing among given answers",
+    "vqa": "Answering freely, word for word",
+    "grounding": "Finding the place",
+    "wiki": "Text kept: loss on articles",
+    "title_choice": "Text kept: choosing a title",
+    "next_sentence": "Text kept: choosing the next sentence",
+    "answers": "Text kept: whole answers",
+    "wiki@picture": "Text after an unrelated picture: loss on articles",
+    "title_choice@picture": "Text after an unrelated picture: choosing a title",
+    "next_sentence@picture": "Text after an unrelated picture: choosing the next sentence",
+    "answers@picture": "Text after an unrelated picture: whole answers",
+}
+TOP = 3
+"""Options shown with their probability."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What goes into the page. Everything but the title may be left out."""
+
+    title: str
+    findings: Sequence[str] = ()
+    """Sentences for the top."""
+    scores: Sequence[Score] = ()
+    answers: Sequence[Answer] = ()
+    """In random order: the first ones of each kind are shown."""
+    losses: Mapping[str, Curve] = field(default_factory=dict)
+    """Name of a curve -> (step, loss)."""
+    proof: Proof | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What was run: base, graft, data, seconds, versions, licences."""
+    pictures: int = 24
+    """How many answers are shown."""
+    language: str = "en"
+
+
+def write(report: Report, path: str | Path) -> Path:
+    """Write the page, whole or not at all.
+
+    Raises:
+        StoreError: the disk is full, or the folder can't be written.
+    """
+    path = Path(path)
+    atomic_write(path, render(report))
+    return path
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    parts = [h("h1", report.title)]
+    if report.findings:
+        parts.append(h("ul", *(h("li", f) for f in report.findings), class_="lead"))
+    sections = (
+        _scores(report.scores),
+        _answers(report),
+        _losses(report.losses),
+        _proof(report.proof),
+        _facts(report.facts),
+    )
+    return page(report.title, join(*parts, *sections), language=report.language)
+
+
+def _scores(scores: Sequence[Score]) -> Html:
+    if not scores:
+        return Html("")
+    explained = h(
+        "p",
+        "Every figure with its 95 % interval. ",
+        h("b", "●", class_="yes"),
+        " model, ",
+        h("b", "|", class_="base"),
+        " bare LLM: the same questions without the picture, ",
+        h("b", "|", class_="gold"),
+        " yardsticks: simple learners on the same features and training pictures (probe: logistic regression; k-NN: "
+        "vote of the nearest pictures; ridge: box regression; constant: always the same answer). A difference is "
+        "paired over the same items; where its interval holds 0, these items do not tell the two apart.",
+        class_="soft",
+    )
+    parts = [h("h2", "Scores"), explained, _table([s for s in scores if not is_detail(s)])]
+    details = [s for s in scores if is_detail(s)]
+    if details:
+        parts.append(h("details", h("summary", f"{len(details)} more figures"), _table(details)))
+    return join(*parts)
+
+
+def is_detail(score: Score) -> bool:
+    """Figures that are folded away: classes, sizes, and the lesser yardsticks."""
+    parts = score.metric.startswith(("recall of ", "centre hit", "mean IoU")) or score.metric.endswith(
+        tuple(f"Acc@0.5 {size}" for size in ("small", "medium", "large"))
+    )
+    return parts or score.metric.endswith((" minus constant", " minus k-NN"))
+
+
+def _table(scores: Sequence[Score]) -> Html:
+    head = h("thead", h("tr", *(h("th", t) for t in (HEADINGS[1], "", *HEADINGS[2:]))))
+    rows = []
+    for task, group in itertools.groupby(scores, key=lambda s: s.task):
+        rows.append(h("tr", h("th", heading(task), colspan=len(HEADINGS)), class_="group"))
+        rows += [_row(s) for s in group]
+    return h("table", head, h("tbody", *rows))
+
+
+def heading(task: str) -> str:
+    """A task's name for people: "decisions/naming" -> "Choosing among given answers: naming"."""
+    name, _, kind = task.partition("/")
+    return ": ".join(filter(None, (TITLES.get(name, name), kind)))
+
+
+def _row(score: Score) -> Html:
+    _, name, *figures = cells(score)
+    note = h("div", score.note, class_="soft") if score.note else ""
+    rivals = [h("span", f"{k} {number(v)} ", class_="whole") for k, v in score.yardsticks.items()]
+    columns = [
+        h("td", *(rivals if label == "yardsticks" else [t.replace(", ", ",\u00a0")]), data_label=label)
+        if t
+        else h("td")
+        for t, label in zip(figures, HEADINGS[2:], strict=True)
+    ]
+    quiet = None if score.informative else "quiet"
+    return h("tr", h("td", name, note, class_="name"), h("td", interval(score)), *columns, class_=quiet)
+
+
+def _answers(report: Report) -> Html:
+    shown = choose(report.answers, report.pictures)
+    if not shown:
+        return Html("")
+    right = sum(a.correct for a in report.answers)
+    text = (
+        f"{len(shown)} of {len(report.answers)} answers, drawn at random from every kind of question; "
+        f"{right} of all are right. Boxes: solid orange the answer, dashed blue the true place, white the question."
+    )
+    return join(h("h2", "Answers"), h("p", text, class_="soft"), h("div", *map(_figure, shown), class_="gallery"))
+
+
+def choose(answers: Sequence[Answer], n: int) -> list[Answer]:
+    """The first `n` answers, in turn from each task and kind of question; they come in random order."""
+    kinds: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        kinds.setdefault((answer.task, answer.sample.task), []).append(answer)
+    turns = itertools.zip_longest(*kinds.values())
+    return [a for turn in turns for a in turn if a is not None][:n]
+
+
+def _figure(answer: Answer) -> Html:
+    mark = h("b", "✓ ", class_="yes") if answer.correct else h("b", "✗ ", class_="no")
+    lines = [
+        h("p", f"{answer.task}, {answer.sample.task}: {_question(answer.sample)}"),
+        h("p", mark, h("span", answer.text or "(nothing)", class_="said")),
+    ]
+    if not answer.correct:
+        lines.append(h("p", h("b", "true: ", class_="gold"), answer.gold or "(nothing)"))
+    if answer.base_text is not None:
+        lines.append(h("p", h("b", "bare LLM, no picture: ", class_="base"), answer.base_text or "(nothing)"))
+    likely = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:TOP]
+    if likely:
+        bars = itertools.chain.from_iterable((h("span", o), h("span", f"{100 * p:.1f} %")) for o, p in likely)
+        lines.append(h("div", *bars, class_="bar"))
+    return h("figure", _picture(answer), h("figcaption", *lines))
+
+
+def _picture(answer: Answer) -> Html:
+    if not answer.sample.images:
+        return Html("")
+    try:
+        asked = [p.box for m in answer.sample.prompt for p in m.parts if isinstance(p, BoxPart)]
+        return picture(answer.sample.images[0], answer.boxes, answer.gold_boxes, asked)
+    except ImageError as error:  # a report is written even when a picture has gone since
+        return h("p", f"(no picture: {error})", class_="soft")
+
+
+def _question(sample: Sample) -> str:
+    last = next((m for m in reversed(sample.prompt) if m.role == "user"), None)
+    text = shown_text(last)
+    return text if len(text) <= 240 else text[:239] + "…"
+
+
+def _losses(losses: Mapping[str, Curve]) -> Html:
+    drawn = curves(losses)
+    return join(h("h2", "Training"), drawn) if drawn else Html("")
+
+
+def _proof(proof: Proof | None) -> Html:
+    if proof is None:
+        return Html("")
+    words = [h("p", sentence) for sentence in proof_in_words(proof)]
+    checks = [
+        h("li", h("b", "✓" if c.holds else "✗", class_="yes" if c.holds else "no"), h("b", c.name), f" {c.detail}")
+        for c in proof.checks
+    ]
+    seal = h("p", "SHA-256 of this proof: ", h("code", proof.sha256 or "none"), class_="soft")
+    return join(h("h2", "Proof about the text"), *words, h("ul", *checks, class_="checks"), seal)
+
+
+def proof_in_words(proof: Proof) -> list[str]:
+    """What the proof says and what it does not say."""
+    name = str(proof.base.get("name") or proof.base.get("path") or "the base LLM")
+    if proof.guarantee == "exact" and proof.holds:
+        first = (
+            f"A question without a picture gets the answer of {name}, token for token. This was checked, not assumed: "
+            f"every weight of the LLM against its source, the logits of {proof.prompts} prompts bit for bit, and "
+            f"{proof.answers} whole answers."
+        )
+    elif proof.guarantee == "exact":
+        first = f"This model does NOT answer like {name} on text: a check below failed. Do not use it in its place."
+    elif proof.holds:
+        first = f"The weights of {name} were changed by training: what this did to its text is measured, not proven."
+    else:
+        first = f"The weights of {name} were changed, and a check below failed."
+    second = "Once a picture has entered a conversation, text answers are measured, not proven."
+    prefix = (
+        "Words before the first picture are read exactly as by the base." if proof.prefix_exact and proof.holds else ""
+    )
+    return [s for s in (first, second, prefix, proof.note) if s]
+
+
+def _facts(facts: Mapping[str, object]) -> Html:
+    if not facts:
+        return Html("")
+    pairs = [
+        item for k, v in facts.items() for item in (h("dt", k), h("dd", number(v) if isinstance(v, float) else str(v)))
+    ]
+    return join(h("h2", "What was run"), h("dl", *pairs))

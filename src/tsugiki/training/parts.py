@@ -1,0 +1,167 @@
+"""Parts of a model that can train: whose a parameter is, what trains at which rate, and the table that says so."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor, nn
+
+from tsugiki.errors import RecipeError
+
+
+def parts_of(model: Any) -> dict[str, dict[str, nn.Parameter]]:
+    """Part -> full name -> parameter: `tower`, `projector`, `graft.<name>` in their order, `llm`."""
+    parts: dict[str, dict[str, nn.Parameter]] = {"tower": {}, "projector": {}}
+    grafts = [f"graft.{graft.name}" for graft in model.grafts]
+    parts |= {name: {} for name in grafts}
+    parts["llm"] = {}
+    for name, parameter in model.named_parameters():
+        keys = name.split(".")
+        if keys[0] == "grafts":
+            parts[grafts[int(keys[1])]][name] = parameter
+        elif keys[0] == "frontend":
+            parts["tower" if keys[1] == "tower" else "projector"][name] = parameter
+        else:
+            parts["llm"][name] = parameter
+    return parts
+
+
+def frozen_tower(model: Any) -> bool:
+    """Whether the tower's outputs are the same in every step, so that they can be encoded once."""
+    return bool(getattr(model.frontend.tower, "frozen", True))
+
+
+def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
+    """Whether a stage's parts exist and have weights.
+
+    Raises:
+        RecipeError: an unknown part (nearest name), a frozen tower, or a part without weights.
+    """
+    parts = parts_of(model)
+    trainable = [part for part, content in parts.items() if content and (part != "tower" or not frozen_tower(model))]
+    for part in rates:
+        if part == "tower" and frozen_tower(model):
+            raise RecipeError(
+                "the vision tower is to train, but it is frozen",
+                expected=f"one of {', '.join(trainable)}",
+                fix="Attach with train_tower=True, or remove it",
+                where=f"{where}.train.tower",
+            )
+        if part not in parts:
+            near = difflib.get_close_matches(part, trainable, n=1, cutoff=0.3)
+            raise RecipeError(
+                f"unknown part {part!r}",
+                expected=f"one of {', '.join(trainable)}",
+                fix=f"Did you mean {near[0]!r}?" if near else "Attach that graft, or remove the part.",
+                where=f"{where}.train",
+            )
+        if not parts[part]:
+            raise RecipeError(
+                f"part {part!r} has no weights, so it trains nothing",
+                expected=f"one of {', '.join(trainable)}",
+                fix="Remove it",
+                where=f"{where}.train.{part}",
+            )
+
+
+def trained_tensors(model: Any, parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Parameters and saved buffers of the named parts, by full name."""
+    saved = set(model.state_dict())
+    named: dict[str, Tensor] = {}
+    for part in parts:
+        own = parts_of(model)[part]
+        named |= own
+        roots = {"projector": {"frontend.projector"}, "tower": {"frontend.tower"}, "llm": {"language_model"}}.get(part)
+        roots = roots or {".".join(name.split(".")[:2]) for name in own}
+        for name, buffer in model.named_buffers():
+            if name in saved and any(name.startswith(f"{root}.") for root in roots):
+                named[name] = buffer
+    return named
+
+
+def groups(model: Any, rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for the optimiser: one a part, and one for its norms, biases and gates without weight decay."""
+    found = []
+    parts = parts_of(model)
+    for part, rate in rates.items():
+        matrices = [p for p in parts[part].values() if p.dim() > 1]
+        others = [p for p in parts[part].values() if p.dim() <= 1]
+        found.append({"name": part, "params": matrices, "lr": rate, "weight_decay": weight_decay})
+        found.append({"name": f"{part} (norms, biases, gates)", "params": others, "lr": rate, "weight_decay": 0.0})
+    return [group for group in found if group["params"]]
+
+
+@contextmanager
+def training(model: Any, rates: Mapping[str, float], *, gradient_checkpointing: bool = False) -> Iterator[None]:
+    """Inside, exactly the named parts take gradients; afterwards all is frozen or free as before, in eval mode."""
+    before = {id(p): p.requires_grad for p in model.parameters()}
+    use_cache = getattr(model.config, "use_cache", None)
+    parts = parts_of(model)
+    if "llm" in rates:
+        model.freeze_llm(False)
+    model.requires_grad_(False)
+    for part in rates:
+        for parameter in parts[part].values():
+            parameter.requires_grad_(True)
+    if gradient_checkpointing:
+        _checkpointing(model, True)
+    try:
+        yield
+    finally:
+        if gradient_checkpointing:
+            _checkpointing(model, False)
+        for parameter in model.parameters():
+            parameter.requires_grad_(before[id(parameter)])
+            parameter.grad = None
+        if use_cache is not None:
+            model.config.use_cache = use_cache
+        elif hasattr(model.config, "use_cache"):
+            del model.config.use_cache
+        model.eval()
+
+
+def _checkpointing(model: Any, on: bool) -> None:
+    # transformers 5.20 gave these another name; the old one warns from then on.
+    verb = "enable" if on else "disable"
+    method = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
+        model, f"gradient_checkpointing_{verb}"
+    )
+    method()
+
+
+def set_modes(model: Any) -> None:
+    """Training mode for what trains, eval mode (no dropout) for what is frozen."""
+    model.train()
+    for module in (model.frontend.tower, model.frontend.projector, *model.grafts):
+        if not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+
+
+def table(model: Any, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One row a part: its tensors, parameters, learning rate; frozen where the rate is None."""
+    rows = []
+    for part, content in parts_of(model).items():
+        count = sum(p.numel() for p in {id(p): p for p in content.values()}.values())
+        rate = rates.get(part)
+        rows.append(
+            {"part": part, "tensors": len(content), "parameters": count, "lr": rate, "trains": rate is not None}
+        )
+    return [row for row in rows if row["tensors"]]
+
+
+def draw(rows: list[dict[str, Any]], title: str) -> Table:
+    """The table for a terminal."""
+    drawn = Table(title=title, title_justify="left")
+    drawn.add_column("part")
+    for column in ("tensors", "parameters", "learning rate"):
+        drawn.add_column(column, justify="right")
+    for row in rows:
+        rate = f"{row['lr']:g}" if row["trains"] else "frozen"
+        drawn.add_row(row["part"], f"{row['tensors']:,}", f"{row['parameters']:,}", rate)
+    trained = sum(row["parameters"] for row in rows if row["trains"])
+    drawn.caption = f"{trained:,} of {sum(row['parameters'] for row in rows):,} parameters train"
+    return drawn

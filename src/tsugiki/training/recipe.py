@@ -1,0 +1,270 @@
+"""Recipes: a YAML list of stages. Every key is a field below; any other key is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tsugiki.errors import RecipeError, UnknownNameError
+from tsugiki.training._settings import apply_overrides, fields_at, read_yaml
+from tsugiki.training.schedule import Schedule
+
+FOLDER = Path(__file__).with_name("recipes")
+# What may change between a run and its continuation: it alters no number of the training.
+FREE = ("name", "description", "model", "save_seconds", "save_steps", "keep")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Source(_Strict):
+    """One source of a stage's mixture."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the samples, relative to the other sources' weights."""
+    path: Path | None = None
+    """A JSONL file; relative to the recipe's file. None = given by name in `train(data={name: samples})`."""
+    replay: Literal["none", "in_picture"] = "none"
+    """What becomes of text-only samples. `in_picture`: the question is asked after an unrelated picture."""
+    answers: Literal["base", "given"] = "base"
+    """What `in_picture` trains on: the base LLM's own greedy answer (made once and kept), or the sample's."""
+    answer_tokens: int = Field(default=64, gt=0)
+    """Longest answer that the base LLM is asked for, in tokens."""
+
+
+class WarmStart(_Strict):
+    """The projector's closed-form start, before the first step of a stage; it runs no LLM."""
+
+    samples: int = Field(default=2000, gt=0)
+    """Pictures that it looks at, at most; the first ones of the stage's sources."""
+    caption: str = "caption"
+    """Key in the `meta` of a sample under which it says what its picture shows; without one, its answers count."""
+    exclude: tuple[str, ...] = ("absent", "presence", "count", "place")
+    """Tasks whose answers do not name what is in the picture."""
+    options: dict[str, Any] = {}
+    """Further keywords of `tsugiki.vision.warm_start.warm_start`."""
+
+
+def _source(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        return {"weight": value}
+    return {"path": value} if isinstance(value, (str, Path)) else value
+
+
+def _sources(value: Any) -> Any:
+    return {value: {}} if isinstance(value, str) else value
+
+
+def _warm(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+class Stage(_Strict):
+    """One training: what trains, on what, for how long. Give `steps` or `minutes`."""
+
+    name: str = ""
+    """For logs and overrides; the stage's number if empty."""
+    train: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Part -> peak learning rate. Parts: `projector`, `graft.<name>`, `llm`; 0 leaves a part frozen."""
+    data: Annotated[dict[str, Annotated[Source, BeforeValidator(_source)]], BeforeValidator(_sources)]
+    """Name -> weight, path, or the fields of a source."""
+    loss: str = "per_token"
+    """A function of `tsugiki.training.losses`."""
+    batch_size: int = Field(default=16, gt=0)
+    """Samples of one forward pass."""
+    steps: int | None = Field(default=None, ge=0)
+    """Optimiser steps; such a run continues exactly as if it had never been interrupted."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Time by the clock instead of steps: from the first step on, pauses between runs not counted."""
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps, or of the time, over which the learning rate rises from 0."""
+    scheduler: Schedule = "linear"
+    """What the learning rate does after the warm-up."""
+    decay: float = Field(default=0.2, ge=0, le=1)
+    """Share of the training over which `constant_decay` falls to 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's, on matrices only (not on norms, biases and gates)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 = never."""
+    gradient_accumulation: int = Field(default=1, gt=0)
+    """Batches of one step."""
+    gradient_checkpointing: bool = False
+    """Recompute the LLM's layers in the backward pass: less memory, about a third more time."""
+    length_grouping: bool = True
+    """Put samples of like length into one batch, so that less is padded."""
+    max_length: int | None = Field(default=None, gt=0)
+    """Longest sample in tokens; a longer one is an error. None = the LLM's own limit."""
+    warm_start: Annotated[WarmStart | None, BeforeValidator(_warm)] = None
+    """`true`, or the fields of a warm start of the projector."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Stage:
+        if (self.steps is None) == (self.minutes is None):
+            found = "neither" if self.steps is None else "both"
+            raise ValueError(f"give steps or minutes, one of the two; {found} is given")
+        if not self.data:
+            raise ValueError("data is empty; give at least one source")
+        return self
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts that train, with their learning rates."""
+        return {part: rate for part, rate in self.train.items() if rate > 0}
+
+
+class ModelSpec(_Strict):
+    """The model that a recipe is meant for; used where no model is given (`tsugiki train`, presets)."""
+
+    base: str | None = None
+    """Asset name, hub id or folder of the LLM."""
+    vision: str | None = None
+    """Asset name, hub id or folder of the vision tower."""
+    input_size: int | None = Field(default=None, gt=0)
+    """Side of the padded square that the tower sees, in pixels. None = the tower's own."""
+    projector: str | None = None
+    """Kind of the projector. None = the front-end's default."""
+    grafts: tuple[str, ...] = ("projector",)
+    """In the order in which they are attached."""
+    options: dict[str, Any] = {}
+    """Further keywords of `tsugiki.attach`."""
+
+
+class Recipe(_Strict):
+    """A whole training."""
+
+    name: str = ""
+    """The file's stem where it comes from a file."""
+    description: str = ""
+    """One sentence for people."""
+    model: ModelSpec = ModelSpec()
+    """What it is meant for."""
+    seed: int = 0
+    """Of the order of the samples and of everything random."""
+    precision: Literal["model", "bf16"] = "model"
+    """`model`: as the weights are; `bf16`: autocast (pays on a GPU; on most CPUs it is slower)."""
+    save_seconds: float = Field(default=120.0, gt=0)
+    """A checkpoint is written this often, and at the end of each stage."""
+    save_steps: int | None = Field(default=None, gt=0)
+    """A checkpoint also every so many steps."""
+    keep: int = Field(default=2, gt=0)
+    """Checkpoints that are kept."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """Run one after the other."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Recipe:
+        names = [stage_name(self, i) for i in range(len(self.stages))]
+        double = {n for n in names if names.count(n) > 1}
+        if double:
+            raise ValueError(f"two stages are called {min(double)!r}; give each its own name")
+        return self
+
+    def to_yaml(self) -> str:
+        """All fields, defaults included, as YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def stage_name(recipe: Recipe, index: int) -> str:
+    """The stage's name, or its number."""
+    return recipe.stages[index].name or str(index)
+
+
+def available() -> list[str]:
+    """Names of the shipped recipes: `projector`, `demo/scenes`, ..."""
+    return sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+
+
+def load(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe by name, from a YAML file, from a dict, or as it is, with `key=value` overrides applied.
+
+    Args:
+        recipe: a shipped recipe's name, a path, the fields as a dict, or a Recipe.
+        overrides: `seed=1`, `stages.scenes.train.projector=1e-3`; a stage's key alone (`steps=100`) is for all.
+
+    Raises:
+        UnknownNameError: no shipped recipe of that name, and no such file.
+        RecipeError: not YAML, an unknown key, a wrong value, or a recipe that trains nothing.
+    """
+    where, fields = _fields(recipe)
+    fields = apply_overrides(fields, overrides, Recipe, where)
+    return _parse(fields, where)
+
+
+def _fields(recipe: str | Path | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:
+    if isinstance(recipe, Recipe):
+        return "recipe", recipe.model_dump(mode="json", exclude_unset=True)
+    if isinstance(recipe, Mapping):
+        return "recipe", dict(recipe)
+    path = Path(recipe)
+    if isinstance(recipe, str) and recipe in available():
+        path = FOLDER / f"{recipe}.yaml"
+    elif not path.is_file():
+        if path.suffix in {".yaml", ".yml"}:
+            raise RecipeError(
+                "there is no such file",
+                expected="a recipe's YAML file",
+                fix=f"Check the path, or name one of {', '.join(available())}",
+                where=str(path),
+            )
+        raise UnknownNameError("recipe", str(recipe), available())
+    fields = read_yaml(path)
+    fields.setdefault("name", path.stem)
+    _anchor_paths(fields, path.parent)
+    return str(path), fields
+
+
+def _anchor_paths(fields: dict[str, Any], folder: Path) -> None:
+    """Paths of sources are relative to the recipe's file; wrong shapes are left to the validation."""
+    stages = fields.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
+        sources: Any = stage.get("data") if isinstance(stage, dict) else None
+        for name, source in list(sources.items()) if isinstance(sources, dict) else ():
+            if isinstance(source, str):
+                sources[name] = str(folder / source)
+            elif isinstance(source, dict) and isinstance(source.get("path"), str):
+                source["path"] = str(folder / source["path"])
+
+
+def _parse(fields: Mapping[str, Any], where: str) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise _told(error, where) from None
+    for i, stage in enumerate(recipe.stages):
+        if not stage.parts and stage.warm_start is None:
+            raise RecipeError(
+                f"stage {stage_name(recipe, i)!r} trains nothing",
+                expected="at least one part with a learning rate above 0",
+                fix="Add for example `train: {projector: 1e-3}`",
+                where=f"{where}: stages.{i}.train",
+            )
+    return recipe
+
+
+def _told(error: ValidationError, where: str) -> RecipeError:
+    """The first finding of pydantic in our words."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(key) for key in first["loc"])
+    place = f"{where}: {place}" if place else where
+    if first["type"] == "extra_forbidden":
+        name, known = str(first["loc"][-1]), sorted(fields_at(Recipe, first["loc"][:-1]))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        fix = f"Did you mean {near[0]!r}?" if near else "Remove it, or choose one of these."
+        return RecipeError(f"unknown key {name!r}", expected=f"one of {', '.join(known)}", fix=fix, where=place)
+    if first["type"] == "missing":
+        return RecipeError("the key is missing", expected="a value", fix="Add it", where=place)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return RecipeError(message, fix="Correct the recipe", where=place)
+    message = message.removeprefix("Input should be ")
+    return RecipeError(f"found {first['input']!r}", expected=message, fix="Correct the value", where=place)

@@ -1,0 +1,289 @@
+"""A stage's data: from paths and names to lists of samples, checked, and from there to an endless stream of batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from tsugiki.data import schema
+from tsugiki.data.collate import Collator, Item
+from tsugiki.data.files import sha256_file
+from tsugiki.data.images import content_key
+from tsugiki.data.mixture import Mixture, length_groups
+from tsugiki.errors import DataError, RecipeError, UnknownNameError
+from tsugiki.training.recipe import Source, Stage
+from tsugiki.types import ImagePart, ImageSource, Message, Sample, TextPart
+
+Given = Mapping[str, Sequence[Sample] | str | Path]
+GROUP = 16
+"""Batches among which samples are sorted by length."""
+
+
+def named(data: Given | Sequence[Sample] | str | Path | None, stages: Sequence[Stage]) -> Given:
+    """`train(data=...)` as a mapping; a bare list or path belongs to the recipe's only source.
+
+    Raises:
+        RecipeError: a bare list, and the recipe has several sources.
+        UnknownNameError: a name that no stage asks for.
+    """
+    wanted = sorted({name for stage in stages for name in stage.data})
+    if data is None:
+        return {}
+    if isinstance(data, Mapping):
+        for name in data:
+            if name not in wanted:
+                raise UnknownNameError("data source", str(name), wanted, where="train(data=)")
+        return data
+    if len(wanted) != 1:
+        raise RecipeError(
+            "one list of samples",
+            expected=f"one for each of the recipe's sources: {', '.join(wanted)}",
+            fix="Pass data={name: samples}",
+            where="train(data=)",
+        )
+    return {wanted[0]: data}
+
+
+def load(stage: Stage, given: Given, *, where: str) -> dict[str, list[Sample]]:
+    """The samples of each source.
+
+    Raises:
+        RecipeError: a source that is neither given nor has a path.
+        DataError: an empty source, a line that is wrong, or a sample without an answer.
+    """
+    found = {}
+    for name, source in stage.data.items():
+        content = given.get(name, source.path)
+        if content is None:
+            raise RecipeError(
+                f"the data source {name!r} is not given",
+                expected="a path in the recipe, or samples by that name",
+                fix=f"Pass data={{{name!r}: samples}}, or --data {name}=file.jsonl",
+                where=f"{where}.data.{name}",
+            )
+        samples = schema.load(content) if isinstance(content, (str, Path)) else list(content)
+        if not samples:
+            raise DataError("no samples", expected="at least one", where=f"{where}.data.{name}")
+        for sample in samples:
+            if not any(message.role == "assistant" for message in sample.messages):
+                raise DataError(
+                    f"sample {sample.id!r} has no answer to learn from",
+                    expected="an assistant message",
+                    fix="Add one, or leave the sample out.",
+                    where=sample.where or f"{where}.data.{name}",
+                )
+        found[name] = samples
+    return found
+
+
+def identity(source: ImageSource) -> str | bytes | int:
+    """What tells two pictures apart without opening them."""
+    return str(source) if isinstance(source, (str, Path)) else source if isinstance(source, bytes) else id(source)
+
+
+def digest(content: Sequence[Sample] | str | Path) -> str:
+    """SHA-256 of a file, or of samples in memory (their words, and the pictures' paths or pixels)."""
+    if isinstance(content, (str, Path)):
+        return sha256_file(content)
+    total = hashlib.sha256()
+    for sample in content:
+        names = {i: str(s) if isinstance(s, (str, Path)) else content_key(s) for i, s in enumerate(sample.images)}
+        record = schema.to_record(sample, names)
+        total.update(json.dumps(record, ensure_ascii=False, sort_keys=True, default=str).encode())
+    return total.hexdigest()
+
+
+def refuse_idle_text(samples: Mapping[str, Sequence[Sample]], stage: Stage, *, where: str) -> None:
+    """A text-only sample on a frozen text path has no gradient.
+
+    Raises:
+        RecipeError: there is one; names `replay: in_picture`.
+    """
+    for name, content in samples.items():
+        idle = [s for s in content if not s.images]
+        if idle and stage.data[name].replay == "none":
+            raise RecipeError(
+                f"{len(idle)} of {len(content)} samples are text only (the first: {idle[0].id!r}), and the text path is"
+                " frozen, so they teach nothing",
+                expected="samples with a picture",
+                fix=f"Set `data: {{{name}: {{replay: in_picture}}}}` to ask them after an unrelated picture.",
+                where=f"{where}.data.{name}",
+            )
+
+
+def in_picture(
+    samples: Sequence[Sample],
+    pictures: Sequence[ImageSource],
+    *,
+    seed: int,
+    answer: Callable[[Sample], str] | None,
+) -> list[Sample]:
+    """Text-only samples asked after an unrelated picture; samples with a picture stay as they are.
+
+    Args:
+        pictures: to choose from.
+        answer: the base LLM's own answer to a text-only sample, or None to keep the sample's.
+    """
+    rng = random.Random(f"in_picture {seed}")
+    out = []
+    for sample in samples:
+        if sample.images:
+            out.append(sample)
+            continue
+        turns = list(sample.messages if answer is None else sample.prompt)
+        first = next((i for i, m in enumerate(turns) if m.role == "user"), None)
+        if first is None:
+            continue
+        turns[first] = Message("user", (ImagePart(rng.choice(pictures)), *turns[first].parts))
+        if answer is not None:
+            turns.append(Message("assistant", (TextPart(answer(sample)),)))
+        out.append(replace(sample, messages=tuple(turns)))
+    return out
+
+
+def replayed(
+    samples: Mapping[str, Sequence[Sample]], stage: Stage, model: Any, *, seed: int, folder: Path, where: str
+) -> dict[str, list[Sample]]:
+    """The sources with `replay: in_picture` carried out; the base's answers are kept in `folder`.
+
+    Raises:
+        RecipeError: no source of the stage has a picture.
+    """
+    pictures = [image for content in samples.values() for s in content for image in s.images]
+    out = {}
+    for name, content in samples.items():
+        source = stage.data[name]
+        if source.replay == "none" or all(s.images for s in content):
+            out[name] = list(content)
+            continue
+        if not pictures:
+            raise RecipeError(
+                "no picture in any source of the stage",
+                expected="another source with pictures, to ask the text-only questions after",
+                fix="Add one",
+                where=f"{where}.data.{name}.replay",
+            )
+        answer = _remembered(model, content, source, folder / f"{name}.json") if source.answers == "base" else None
+        out[name] = in_picture(content, pictures, seed=seed, answer=answer)
+    return out
+
+
+def _remembered(model: Any, samples: Sequence[Sample], source: Source, file: Path) -> Callable[[Sample], str]:
+    """The base's greedy answers by the sample's id and question, generated once and stored."""
+    from tsugiki.data.files import atomic_write
+
+    def key(sample: Sample) -> str:
+        return hashlib.sha256(repr((sample.prompt, source.answer_tokens)).encode()).hexdigest()
+
+    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    missing = [s for s in samples if not s.images and key(s) not in known]
+    for sample in missing:
+        *history, question = sample.prompt
+        text = "".join(p.text for p in question.parts if isinstance(p, TextPart))
+        limit = source.answer_tokens
+        known[key(sample)] = model.chat(text, history=tuple(history), do_sample=False, max_new_tokens=limit)
+    if missing:
+        atomic_write(file, json.dumps(known, ensure_ascii=False, indent=1))
+    return lambda sample: known[key(sample)]
+
+
+class Encoder:
+    """Samples to the model's inputs; what a sample's tokens are is remembered for the next time that it is drawn."""
+
+    def __init__(self, collator: Collator, *, remember: int = 50_000) -> None:
+        self.collator, self.remember = collator, remember
+        self._items: dict[int, tuple[Sample, Item]] = {}
+
+    def item(self, sample: Sample) -> Item:
+        """A sample's tokens.
+
+        Raises:
+            PromptError: too long, an unknown role.
+        """
+        known = self._items.get(id(sample))
+        if known is not None and known[0] is sample:
+            return known[1]
+        item = Item(self.collator.encode(sample), sample.images, sample.where or f"sample {sample.id!r}")
+        if len(self._items) >= self.remember:
+            del self._items[next(iter(self._items))]
+        self._items[id(sample)] = (sample, item)
+        return item
+
+    def length(self, sample: Sample) -> int:
+        """Tokens of a sample, visual ones included."""
+        return len(self.item(sample).encoded)
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The keyword arguments of the model's forward, with labels."""
+        return self.collator([self.item(sample) for sample in samples]).inputs()
+
+
+class Stream(IterableDataset[Any]):
+    """Batches without end, the same for the same seed, and continued exactly from `state_dict`.
+
+    With `length`, samples are drawn `GROUP` batches at a time and put into batches of like length, in random order.
+
+    Args:
+        mixture: where samples come from.
+        collate: samples to the model's inputs.
+        length: tokens of a sample, or None for no grouping.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        *,
+        batch_size: int,
+        collate: Callable[[list[Sample]], Any],
+        length: Callable[[Sample], int] | None,
+        seed: int,
+    ) -> None:
+        self.mixture, self.batch_size, self.collate, self.length, self.seed = mixture, batch_size, collate, length, seed
+        self._groups = 0  # drawn so far
+        self._taken = 0  # batches taken of the present one
+        self._before: dict[str, Any] = mixture.state_dict()  # the mixture before the present group was drawn
+        self._batches: list[list[Sample]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            if self._taken == len(self._batches):
+                self._draw()
+            batch = self._batches[self._taken]
+            self._taken += 1
+            yield self.collate(batch)
+
+    def _draw(self) -> None:
+        self._before = self.mixture.state_dict()
+        size = self.batch_size
+        endless = iter(self.mixture)
+        samples = [next(endless) for _ in range(size * (GROUP if self.length else 1))]
+        if self.length:
+            seed = self.seed * 1_000_003 + self._groups
+            groups = length_groups([self.length(s) for s in samples], size, seed=seed, window=GROUP)
+            self._batches = [[samples[i] for i in group] for group in groups]
+        else:
+            self._batches = [samples]
+        self._groups += 1
+        self._taken = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"mixture": self._before, "groups": self._groups, "taken": self._taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the last batch that was taken when `state` was made."""
+        self.mixture.load_state_dict(dict(state["mixture"]))
+        self._groups = state["groups"] - 1
+        if self._groups < 0:
+            self._groups = 0
+            return
+        self._draw()
+        self._taken = state["taken"]

@@ -1,0 +1,272 @@
+"""transformers' Trainer for one stage: order of data, rates by part, schedule by steps or clock, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tsugiki.errors import RecipeError, UnsupportedError
+from tsugiki.training import checkpoints, losses, parts
+from tsugiki.training._work import Clock, Work
+from tsugiki.training.checkpoints import Position
+from tsugiki.training.recipe import Recipe
+from tsugiki.training.schedule import factor
+
+# Stands for "as many as fit" where the clock decides.
+ENDLESS = 1_000_000_000
+
+
+def arguments(recipe: Recipe, index: int, out: Path) -> TrainingArguments:
+    """The Trainer's own settings for a stage."""
+    stage = recipe.stages[index]
+    args = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.gradient_accumulation,
+        max_steps=stage.steps or ENDLESS,
+        max_grad_norm=stage.max_grad_norm,
+        seed=recipe.seed,
+        bf16=recipe.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        eval_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    if args.world_size > 1:
+        raise UnsupportedError(
+            f"training in {args.world_size} processes", expected="one process", fix="Start it without a launcher."
+        )
+    args._n_gpu = min(
+        args.n_gpu, 1
+    )  # several GPUs in one process would be DataParallel, which knows no flat image list
+    return args
+
+
+class StageTrainer(Trainer):
+    """Run it inside `parts.training`, which decides what takes gradients."""
+
+    def __init__(self, model: Any, args: TrainingArguments, work: Work) -> None:
+        self.work, self.stage, self.clock = work, work.recipe.stages[work.index], Clock()
+        self.loss_function = losses.get(self.stage.loss, where=f"stages.{work.index}.loss")
+        self.seconds = 0.0  # of the clock at the last step
+        self._saved = 0.0
+        self._step_loss, self._tokens, self._labels = 0.0, 0, 0
+        super().__init__(model=model, args=args, train_dataset=work.stream, data_collator=_as_it_is)
+        self.model_accepts_loss_kwargs = True
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
+                self.remove_callback(callback)  # the run has a display of its own
+        self.add_callback(_Steps(self))
+        self.names = {id(p): name for name, p in model.named_parameters()}
+
+    # -- data, loss, optimiser -----------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """The stream as it is: nothing is drawn ahead, so its state is that of the last step."""
+        # Its own generator: a DataLoader draws from the global one, and a continued run makes one DataLoader more.
+        return DataLoader(self.work.stream, batch_size=None, num_workers=0, generator=torch.Generator())
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of one step, and the number of their label tokens."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        items = torch.stack([batch["labels"][:, 1:].ne(-100).sum() for batch in batches]).sum().to(device)
+        self._tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        self._labels, self._step_loss = int(items), 0.0
+        return batches, items.clamp(min=1)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As the Trainer's; a loss that is no number ends the run before it harms the weights.
+
+        Raises:
+            RecipeError: the loss is not finite.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise RecipeError(
+                f"the loss became {value} at step {self.state.global_step + 1}",
+                expected="a number",
+                fix="Lower the learning rate or raise the warmup, and train into another folder.",
+                where=f"stages.{self.work.index}.train",
+            )
+        self._step_loss += value
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The stage's loss, with what is frozen in eval mode."""
+        parts.set_modes(self.model)
+        loss = self.loss_function(model, inputs, num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with a learning rate for each part."""
+        if self.optimizer is None:
+            groups = parts.groups(self.model, self.stage.parts, self.stage.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, betas=self.stage.betas)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """By the share of the steps, or of the time, that is behind."""
+        if self.lr_scheduler is None:
+            chosen: Any = optimizer if optimizer is not None else self.optimizer
+            self.lr_scheduler = LambdaLR(chosen, self._scale)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _scale(self, done: int) -> float:
+        # A step's rate is the schedule's in the step's middle: neither the first nor the last is spent at 0.
+        stage = self.stage
+        if stage.minutes:
+            each = self.seconds / done if done else 0.0
+            share = (self.seconds + each / 2) / (60 * stage.minutes) if done else stage.warmup / 4
+        else:
+            share = (done + 0.5) / (stage.steps or ENDLESS)
+        return factor(stage.scheduler, share, warmup=stage.warmup, decay=stage.decay)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted."""
+        return 0
+
+    # -- time and progress ---------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Read the clock, once a step."""
+        self.seconds = self.clock.seconds
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that is done, 0 to 1."""
+        if self.stage.minutes:
+            return min(self.seconds / (60 * self.stage.minutes), 1.0)
+        return self.state.global_step / (self.stage.steps or ENDLESS)
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether another step would pass the stage's minutes by more than half of itself."""
+        if not self.stage.minutes:
+            return False
+        each = self.seconds / max(self.state.global_step, 1)
+        return self.seconds + each / 2 >= 60 * self.stage.minutes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Called after each step: one row for the log, and a checkpoint where one is due."""
+        if "loss" not in logs:
+            return
+        row = {
+            "stage": self.work.index,
+            "step": self.state.global_step,
+            "loss": self._step_loss,
+            "lr": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "seconds": round(self.seconds, 3),
+            "tokens": self._tokens,
+            "label_tokens": self._labels,
+        }
+        self.work.record(row, self.progress)
+        every = self.work.recipe.save_steps
+        due = every is not None and self.state.global_step % every == 0
+        if due or self.seconds - self._saved >= self.work.recipe.save_seconds:
+            self.save()
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def save(self, *, finished: bool = False) -> None:
+        """Write a checkpoint of this moment.
+
+        Raises:
+            StoreError: the disk is full; the checkpoint before is intact.
+        """
+        self._saved = self.seconds
+        self.work.sync()
+        optimizer: dict[str, Tensor] = {}
+        schedule = None
+        if not finished:
+            optimizer = checkpoints.optimizer_state(_bare(self.optimizer), self.names)
+            rates: Any = self.lr_scheduler
+            schedule = {"last_epoch": rates.last_epoch, "rates": rates.get_last_lr()}
+        checkpoints.save(
+            self.work.folder,
+            Position(stage=self.work.index, step=self.state.global_step, finished=finished),
+            weights=parts.trained_tensors(self.model, self.work.keeps),
+            optimizer=optimizer,
+            state={
+                "seconds": self.clock.seconds,
+                "stream": self.work.stream.state_dict(),
+                "schedule": schedule,
+                **self.work.state,
+            },
+            keep=self.work.recipe.keep,
+        )
+
+    def bare_model(self) -> None:
+        """Take off what accelerate put around the model's forward for autocast."""
+        if "_original_forward" in vars(self.model):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            vars(self.model).pop("forward", None)
+
+    def begin(self) -> None:
+        """Before the first step: continue from the checkpoint, or write the first one."""
+        checkpoint = self.work.checkpoint
+        if checkpoint is None:
+            self.save()
+        else:
+            self.state.global_step = checkpoint.position.step
+            self.seconds = self._saved = float(checkpoint.state["seconds"])
+            self.clock.set(self.seconds)
+            self.work.stream.load_state_dict(checkpoint.state["stream"])
+            tensors = checkpoint.tensors(checkpoints.OPTIMIZER)
+            checkpoints.restore_optimizer(_bare(self.optimizer), tensors, self.names)
+            done, rates = checkpoint.state["schedule"]["last_epoch"], checkpoint.state["schedule"]["rates"]
+            schedule: Any = self.lr_scheduler
+            own = schedule.state_dict()
+            schedule.load_state_dict({**own, "last_epoch": done, "_step_count": done + 1, "_last_lr": rates})
+            for group, rate in zip(_bare(self.optimizer).param_groups, rates, strict=True):
+                group["lr"] = rate
+            checkpoints.restore_random(checkpoint)
+        self.clock.start()
+
+
+class _Steps(TrainerCallback):
+    """Calls the trainer back at the moments that only a callback sees."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.begin()
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.tick()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        control.should_training_stop = control.should_training_stop or self.trainer.time_is_up
+        return control
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.clock.stop()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _bare(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser inside accelerate's wrapper."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner

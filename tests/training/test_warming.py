@@ -1,0 +1,111 @@
+"""From a stage's samples to the warm start of the projector."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training._tiny import cache, model, recipe, samples
+
+from tsugiki.errors import RecipeError, UnknownNameError
+from tsugiki.testing import tiny_images, tiny_llm
+from tsugiki.training.recipe import WarmStart
+from tsugiki.training.trainer import train
+from tsugiki.training.warming import captions, word_embeddings
+from tsugiki.types import Message, Sample
+
+
+def ask(number: int, picture: Any, answer: str, task: str = "chat") -> Sample:
+    return Sample(
+        id=str(number), task=task, messages=(Message.of("user", "?", picture), Message.of("assistant", answer))
+    )
+
+
+def test_all_that_is_said_of_a_picture_is_its_caption() -> None:
+    one, two, three = tiny_images(3)
+    data = {
+        "a": [ask(0, (one,), "a cat"), ask(1, (two,), "a dog"), ask(2, (one,), "red"), ask(3, (one,), "red")],
+        "b": [
+            ask(4, (one,), "none", "absent"),
+            ask(5, (one, two), "both"),
+            ask(6, (), "text"),
+            ask(7, (three,), "cup"),
+        ],
+    }
+    found = captions(data, WarmStart())
+    assert [text for _, text in found] == ["a cat red", "a dog", "cup"] and found[0][0] is one
+    assert [text for _, text in captions(data, WarmStart(samples=1, exclude=()))] == ["a cat red none"]
+
+
+def test_a_caption_in_the_meta_comes_first() -> None:
+    one, two = tiny_images(2)
+    data = [ask(0, (one,), "none", "absent"), ask(1, (one,), "red", "colour"), ask(2, (two,), "blue")]
+    said = [replace(sample, meta={"caption": "red cat", "words": ""}) for sample in data[:2]]
+    assert [text for _, text in captions({"a": [*said, data[2]]}, WarmStart())] == ["red cat", "blue"]
+    assert [text for _, text in captions({"a": said}, WarmStart(caption="words"))] == ["red"]
+
+
+def test_paths_are_told_apart_by_name() -> None:
+    data = {"a": [ask(0, ("x.png",), "a"), ask(1, (Path("x.png"),), "b"), ask(2, ("y.png",), "c")]}
+    assert [text for _, text in captions(data, WarmStart())] == ["a b", "c"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_word_embeddings_are_what_the_first_layer_sees(family: str) -> None:
+    llm = tiny_llm(family)
+    with torch.no_grad():
+        first = llm(torch.arange(20)[None], output_hidden_states=True).hidden_states[0][0]
+    # Gemma scales a second time in some versions; the look-up is what visual tokens are put beside.
+    assert torch.allclose(word_embeddings(llm)[:20], llm.get_input_embeddings()(torch.arange(20)))
+    assert word_embeddings(llm).shape == (llm.config.vocab_size, llm.config.hidden_size) and first.shape[0] == 20
+
+
+def run(fields: dict[str, Any], tmp_path: Path, built: Any = None, **options: Any) -> Any:
+    built = built if built is not None else model()
+    given = {"data": samples(), "progress": False, "features": cache(built, tmp_path), **options}
+    return train(built, fields, tmp_path / "run", **given)
+
+
+def test_a_stage_of_a_warm_start_alone(tmp_path: Path) -> None:
+    built, other = model(), model()
+    fields = recipe(steps=0, warm_start=True)
+    result = run(fields, tmp_path, built)
+    assert result.steps == 0 and result.reports["0"]["matched"] and result.reports["0"]["pictures"] == 8
+    moved = [n for n, p in built.named_parameters() if not torch.equal(p, dict(other.named_parameters())[n])]
+    assert moved and all(name.startswith("frontend.projector.") for name in moved)
+    again = model(seed=4)
+    assert run(fields, tmp_path, again).resumed
+    assert all(torch.equal(a, b) for a, b in zip(built.parameters(), again.parameters(), strict=True))
+
+
+def test_a_warm_start_is_not_done_again_on_resume(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(report: Any) -> None:
+        if report.step == 3:
+            raise Stop
+
+    fields = recipe(warm_start={"samples": 6, "options": {"norm": 0.5}})
+    whole = model()
+    expected = run(fields, tmp_path / "whole", whole)
+    with pytest.raises(Stop):
+        run(fields, tmp_path, model(), on_step=stop)
+    built = model(seed=2)
+    result = run(fields, tmp_path, built)
+    assert result.losses == expected.losses and result.reports["0"] == result.reports["0"] | {
+        "norm": 0.5,
+        "pictures": 6,
+    }
+    assert all(torch.equal(a, b) for a, b in zip(built.parameters(), whole.parameters(), strict=True))
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="warm-start option 'nrom'.*Did you mean 'norm'"):
+        run(recipe(warm_start={"options": {"nrom": 1}}), tmp_path)
+    told = [ask(i, (picture,), "none", "absent") for i, picture in enumerate(tiny_images(3))]
+    with pytest.raises(RecipeError, match="no picture with an answer in words"):
+        run(recipe(warm_start=True), tmp_path / "b", data=told)
