@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 import tsugiki
 from tsugiki.data.detail import instruct
@@ -138,6 +138,15 @@ def test_sampling_and_batches() -> None:
     assert out.shape[0] == 4
     torch.manual_seed(0)
     assert torch.equal(out, model.generate(**batch, max_new_tokens=5, do_sample=True, num_return_sequences=2))
+
+
+def test_a_given_generation_config_keeps_the_placeholder_suppressed() -> None:
+    model = tiny_model()
+    inputs = model.processor.apply_chat_template(conversation("one", PICTURES[0]), add_generation_prompt=True)
+    plain = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    config = GenerationConfig(max_new_tokens=5, do_sample=False, suppress_tokens=[int(plain[0, -5])])
+    out = model.generate(**inputs, generation_config=config)
+    assert out[0, -5] != plain[0, -5] and config.suppress_tokens == [int(plain[0, -5])]
 
 
 def test_typed_placeholders_stay_text() -> None:

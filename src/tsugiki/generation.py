@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -42,8 +43,14 @@ class SeeingGeneration(GenerationMixin):
                 visual = self.frontend(pixel_values=pixels, features=features)
         ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if self.placeholder_id < self.decoder.vocabulary:
-            suppressed = [*(kwargs.pop("suppress_tokens", None) or []), self.placeholder_id]
-            kwargs["suppress_tokens"] = suppressed + list(self.language_model.generation_config.suppress_tokens or [])
+            # The id is never a word of an answer, whatever else is suppressed.
+            config = kwargs.get("generation_config") or self.language_model.generation_config
+            already = kwargs.pop("suppress_tokens", None) or config.suppress_tokens or []
+            if "generation_config" in kwargs:
+                kwargs["generation_config"] = copy.deepcopy(config)
+                kwargs["generation_config"].suppress_tokens = [*already, self.placeholder_id]
+            else:
+                kwargs["suppress_tokens"] = [*already, self.placeholder_id]
         return super().generate(  # type: ignore[misc]
             self._safe(ids), *args, visual=visual, **kwargs
         )

@@ -33,6 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(_app.out, "width", 300)
 
     def invoke(*arguments: object, **settings: Any) -> Result:
         return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False, **settings)
@@ -179,7 +180,8 @@ def test_assets(run: Run, fake: Callable[[str, Any], Call], monkeypatch: pytest.
     listed = run("assets", "list").output
     for asset in assets.ASSETS.values():
         assert asset.name in listed
-        assert asset.pin in listed
+        assert f"{asset.pin}  SHA-256 {asset.sha256}" in listed
+        assert asset.licence in listed
     result = run("assets", "verify", "fabric")
     assert result.exit_code == 2
     assert "tsugiki assets fetch fabric" in result.stderr

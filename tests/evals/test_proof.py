@@ -289,7 +289,7 @@ def test_a_base_with_its_own_adapter(merge: bool, tmp_path: Path) -> None:
 def test_a_base_handed_over_with_another_template_than_its_files(tmp_path: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(source(tmp_path))
     tokenizer = testing.tiny_tokenizer()
-    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "helper")
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "tutor")
     model = tsugiki.attach(llm, "projector", vision=testing.TinyTower(), tokenizer=tokenizer)
     found = proof.verify(model, **QUICK)
     assert found.holds, proof.describe(found)

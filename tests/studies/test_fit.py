@@ -31,8 +31,9 @@ RECIPE: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path / "cache"))
+def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("assets") is None:
+        monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path / "cache"))
 
 
 def run(data: Any, out: Path, **options: Any) -> FitResult:
@@ -226,3 +227,20 @@ def test_wrong_settings(tmp_path: Path, options: dict[str, Any], error: type[Exc
     with pytest.raises(error, match=says):
         run(folder(tmp_path / "p", (5, 5)), tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.assets("smollm2-135m-instruct", "efficientnet-lite0", "efficientnet-lite-code")
+def test_real_assets_by_their_names(tmp_path: Path) -> None:
+    """The defaults: SmolLM2 and EfficientNet-Lite0, a few pictures and steps; and the saved graft by its folder."""
+    photos = folder(tmp_path / "p", (6, 6), ("赤", "青"))
+    result = fit(
+        photos, out=tmp_path / "run", overrides=["steps=2", "batch_size=4"], input_size=64, answers=1,
+        question="何色ですか。", progress=False,
+    )  # fmt: skip
+    assert result.holds and result.proof.guarantee == "exact"
+    assert result.model.base_identity["asset"] == "smollm2-135m-instruct"
+    assert next(s for s in result.scores if s.metric == "accuracy").n == result.sizes["test"]
+    found = predict(result.graft, photos / "赤", out=tmp_path / "a.csv")
+    assert len(found) == 6 and all(set(p.probabilities) == {"赤", "青"} for p in found)
+    assert found == predict(result.model, photos / "赤", out=tmp_path / "a.csv")

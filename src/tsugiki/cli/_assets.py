@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from tsugiki.cli._app import app, example, out, say, show
+from tsugiki.cli._app import app, example, say, show
 
 assets = typer.Typer(no_args_is_help=True, help="Models and data from package registries.")
 app.add_typer(assets, name="assets", epilog=example("tsugiki assets list"))
@@ -20,13 +19,12 @@ def list_assets() -> None:
     """What there is: package, licence, size, and whether it is in the cache."""
     from tsugiki.assets import ASSETS, cache_dir, is_fetched
 
-    table = Table(title=f"cache: {cache_dir()}", title_justify="left")
-    for heading in ("name", "here", "package", "licence", "MB", "SHA-256", "content"):
-        table.add_column(heading, justify="right" if heading == "MB" else "left", overflow="fold")
+    width = max(map(len, ASSETS))
     for a in ASSETS.values():
-        here = "yes" if is_fetched(a.name) else ""
-        table.add_row(a.name, here, a.pin, a.licence, f"{a.size / 1e6:.1f}", a.sha256[:12], a.note)
-    out.print(table)
+        here = "in the cache" if is_fetched(a.name) else ""
+        show(f"{a.name:{width}}  {a.size / 1e6:5.1f} MB  {a.licence:12}  {here}".rstrip())
+        show(f"  {a.note}\n  {a.pin}  SHA-256 {a.sha256}")
+    show(f"cache: {cache_dir()}")
 
 
 @assets.command(epilog=example("tsugiki assets fetch smollm2-135m-instruct efficientnet-lite0"))

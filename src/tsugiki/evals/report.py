@@ -49,6 +49,8 @@ class Report:
     losses: Mapping[str, Curve] = field(default_factory=dict)
     """Name of a curve -> (step, loss)."""
     proof: Proof | None = None
+    proofs: Mapping[str, Proof] = field(default_factory=dict)
+    """Where there are several models: name -> proof."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What was run: base, graft, data, seconds, versions, licences."""
     pictures: int = 24
@@ -77,6 +79,7 @@ def render(report: Report) -> str:
         _answers(report),
         _losses(report.losses),
         _proof(report.proof),
+        *(_proof(proof, name) for name, proof in report.proofs.items()),
         _facts(report.facts),
     )
     return page(report.title, join(*parts, *sections), language=report.language)
@@ -201,7 +204,7 @@ def _losses(losses: Mapping[str, Curve]) -> Html:
     return join(h("h2", "Training"), drawn) if drawn else Html("")
 
 
-def _proof(proof: Proof | None) -> Html:
+def _proof(proof: Proof | None, name: str = "") -> Html:
     if proof is None:
         return Html("")
     words = [h("p", sentence) for sentence in proof_in_words(proof)]
@@ -210,7 +213,8 @@ def _proof(proof: Proof | None) -> Html:
         for c in proof.checks
     ]
     seal = h("p", "SHA-256 of this proof: ", h("code", proof.sha256 or "none"), class_="soft")
-    return join(h("h2", "Proof about the text"), *words, h("ul", *checks, class_="checks"), seal)
+    title = "Proof about the text" + (f": {name}" if name else "")
+    return join(h("h2", title), *words, h("ul", *checks, class_="checks"), seal)
 
 
 def proof_in_words(proof: Proof) -> list[str]:

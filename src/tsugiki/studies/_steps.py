@@ -29,11 +29,12 @@ class Mark:
     accuracy: float | None
     """Share of right decisions; None where not all hold-out samples have options."""
     loglikelihood: float
-    """Nats of the right answer, mean: of an option against the others, else per label token."""
+    """Nats, mean: of a whole right answer among all texts where `accuracy` is given, else per label token. It tells
+    marks of equal accuracy apart: an option that wins with a tiny share of all words is not an answer yet."""
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """Better is larger; of equals the one with fewer steps."""
+        """Larger is better; of equals the one with fewer steps."""
         return (self.accuracy or 0.0, self.loglikelihood, -self.step)
 
 
@@ -113,7 +114,7 @@ class HoldOut:
         for sample, scores in zip(self.samples, scorer(self.samples), strict=True):
             gold = message_text(sample.messages[-1])
             right += scores.best() == gold
-            total += math.log(max(scores.probabilities()[gold], 1e-30))
+            total += scores.logprobs[scores.options.index(gold)]
         return Mark(step, right / len(self.samples), total / len(self.samples))
 
     def _loss(self) -> float:
