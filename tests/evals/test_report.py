@@ -163,6 +163,11 @@ def test_the_proof_in_plain_words() -> None:
     assert "all 272 equal" in page.text and "cd" * 32 in page.text
 
 
+def test_several_models_have_several_proofs() -> None:
+    page = parse(report.render(Report(title="t", proofs={"scenes": proof(), "fabric": proof(holds=False)})))
+    assert "scenes" in page.text and "fabric" in page.text and page.text.count("SHA-256 of this proof") == 2
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 1.0), (0.0, 150.0), (2.31, 2.32), (5.0, 5.0), (0.0, 0.0), (-3.0, 1e6), (1e-9, 2e-9)]
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tsugiki.errors import InputError, UnknownNameError
+from tsugiki.errors import AssetError, InputError, StoreError, UnknownNameError
 from tsugiki.studies import _asked
-from tsugiki.studies._build import build_model, load_llm
+from tsugiki.studies._build import build_model, load_graft, load_llm
 from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_tokenizer
 from tsugiki.types import Message, Sample
 
@@ -28,6 +29,29 @@ def test_a_folder(llm: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert model.language_model.dtype == torch.float32 and model.frontend.config.positions == "sincos"
     assert load_llm(llm, dtype=torch.bfloat16, device="cpu")[0].dtype == torch.bfloat16
     assert "Loading" not in capfd.readouterr().err
+
+
+def test_a_saved_graft_fetches_its_tower(llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_model(llm, vision=TinyTower()).save(tmp_path / "graft")
+    config = tmp_path / "graft" / "config.json"
+    assert [g.name for g in load_graft(tmp_path / "graft", llm, vision=TinyTower()).grafts] == ["projector"]
+    settings = json.loads(config.read_text())
+    settings["frontend"]["tower"] = "efficientnet-lite0"
+    config.write_text(json.dumps(settings))
+    asked: list[str] = []
+
+    def resolve(name: str, say: object = None) -> str:
+        asked.append(name)
+        if name.endswith("-code"):
+            raise AssetError("no network")
+        return name
+
+    monkeypatch.setattr("tsugiki.studies._build.assets.resolve", resolve)
+    with pytest.raises(AssetError, match="no network"):
+        load_graft(tmp_path / "graft", llm)
+    assert asked == ["efficientnet-lite0", "efficientnet-lite-code"]
+    with pytest.raises(StoreError):
+        load_graft(tmp_path / "none" / "there")
 
 
 def test_an_object() -> None:

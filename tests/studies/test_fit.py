@@ -17,6 +17,7 @@ import tsugiki
 from tsugiki import store
 from tsugiki.data import schema
 from tsugiki.errors import DataError, RecipeError, UnknownNameError
+from tsugiki.evals import proof
 from tsugiki.studies import _training
 from tsugiki.studies.fit import FitResult, fit
 from tsugiki.studies.predict import predict
@@ -231,8 +232,10 @@ def test_wrong_settings(tmp_path: Path, options: dict[str, Any], error: type[Exc
 
 @pytest.mark.slow
 @pytest.mark.assets("smollm2-135m-instruct", "efficientnet-lite0", "efficientnet-lite-code")
-def test_real_assets_by_their_names(tmp_path: Path) -> None:
+def test_real_assets_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The defaults: SmolLM2 and EfficientNet-Lite0, a few pictures and steps; and the saved graft by its folder."""
+    few = proof.collect(None)[:8]  # the bundled prompts are tested with the proof
+    monkeypatch.setattr(proof, "collect", lambda _: few)
     photos = folder(tmp_path / "p", (6, 6), ("赤", "青"))
     result = fit(
         photos, out=tmp_path / "run", overrides=["steps=2", "batch_size=4"], input_size=64, answers=1,

@@ -21,9 +21,9 @@ def demo(
     minutes: Annotated[float, typer.Option(help="Training time of each of the two parts.", min=0.05)] = 3.0,
 ) -> None:
     """Give SmolLM2-135M eyes on two kinds of real pictures, prove that its text is untouched, and report both."""
-    from tsugiki.studies import demo
+    from tsugiki.studies.demo import run
 
-    result = demo.run(out=folder, minutes=minutes, say=say)
+    result = run(out=folder, minutes=minutes, say=say)
     out.print(result.table)
     show(f"report: {result.report}")
     if not result.holds:

@@ -74,7 +74,8 @@ class OptionScores:
 
 
 class OptionScorer:
-    """Scores the options of samples; remembers the token rows of questions that it has seen.
+    """Scores the options of samples. It remembers the token rows of questions that it has seen, and the cache of what
+    prompts begin with: make a new one when the weights have changed.
 
     Args:
         model: the composite; encodes the samples.
@@ -214,7 +215,7 @@ class _Chunk:
             cache.batch_select_indices(torch.zeros(len(items), dtype=torch.long, device=self.device))
             inputs |= {k: inputs[k][:, head:] for k in ("input_ids", "token_kind", "image_index") if k in inputs}
         output = self.llm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return _log_softmax(output.logits[:, -1]), output.past_key_values
+        return _log_softmax(output.logits[:, -1]).cpu(), output.past_key_values
 
     def _shared_head(self) -> int:
         """How many tokens all prompts begin with before any picture (the system prompt, mostly): these run once.

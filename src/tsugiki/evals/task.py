@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from tsugiki.data import schema
 from tsugiki.errors import DataError, InputError, UnknownNameError
 from tsugiki.evals import stats
 from tsugiki.evals.options import Normalise, text_key
@@ -166,8 +167,6 @@ def _samples(name: str, task: Task, data: Data | None, settings: Settings) -> li
             raise DataError(f"no data for task {name}", expected=f"a key {name!r} beside {', '.join(map(repr, data))}")
         given = data[name]
     elif isinstance(data, str | Path):
-        from tsugiki.data import schema
-
         given = schema.load(Path(data))
     else:
         given = data
@@ -206,8 +205,8 @@ def _picture_key(sample: Sample, row: int) -> Hashable:
 
 
 def message_text(message: Message | None) -> str:
-    """The text of a message, its parts joined."""
-    return "" if message is None else "".join(p.text for p in message.parts if isinstance(p, TextPart)).strip()
+    """The text of a message without its pictures and boxes, stripped; "" without a message."""
+    return "" if message is None else schema.message_text(message).strip()
 
 
 def by_kind(answers: Sequence[Answer]) -> dict[str, list[Answer]]:

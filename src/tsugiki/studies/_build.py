@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from tsugiki import assets, build
+from tsugiki import assets, build, store
 from tsugiki.errors import InputError, UnknownNameError
 from tsugiki.vision import efficientnet
 
@@ -108,11 +108,25 @@ def build_model(
     return model.to(llm.device)
 
 
+@quiet_bars()
+def load_graft(folder: str | Path, base: Any = None, *, say: Say | None = None, **options: Any) -> Any:
+    """A saved graft on its base, as `tsugiki.load`; a tower of assets is fetched where it is missing.
+
+    Raises:
+        StoreError, BaseMismatchError, AssetError: as `tsugiki.load` and `fetch_tower`.
+    """
+    if options.get("vision") is None:
+        fetch_tower(str((store.settings_of(folder).get("frontend") or {}).get("tower")), say)
+    model: Any = store.load(folder, base=base, **options)
+    return model.to(model.language_model.device)
+
+
 def fetch_tower(name: str, say: Say | None = None) -> None:
     """Everything that a tower of assets is built from; a hub id or a folder is left alone.
 
     Raises:
         AssetError, UnknownNameError: as `assets.resolve`.
     """
-    for part in (name, *((efficientnet.CODE,) if name in efficientnet.NAMES else ())):
-        assets.resolve(part, say)
+    assets.resolve(name, say)
+    if name in efficientnet.NAMES:
+        assets.resolve(efficientnet.CODE, say)

@@ -1,7 +1,7 @@
 """`tsugiki demo`: eyes for SmolLM2-135M in minutes on two cores, the proof that its text is untouched, and one report.
 
-Two grafts are trained by the clock: one on pictogram scenes, one on 200 fabric photographs. Each is proven, then asked about
-pictures that it never saw, until a time limit; n tells how many it was.
+Two grafts are trained by the clock: one on pictogram scenes, one on 200 fabric photographs. Each is proven, then asked
+about pictures that it never saw, until a time limit; n tells how many it was.
 """
 
 from __future__ import annotations

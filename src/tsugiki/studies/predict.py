@@ -23,7 +23,7 @@ from tsugiki.data.images import SUFFIXES, image_files
 from tsugiki.errors import DataError, ImageError, InputError
 from tsugiki.studies import _asked
 from tsugiki.studies._answers import Answerer, Prediction, picture_of, question_of
-from tsugiki.studies._build import quiet_bars
+from tsugiki.studies._build import load_graft
 from tsugiki.studies._rows import Row, Rows
 from tsugiki.training.report import clock
 from tsugiki.types import Box, Message, Sample
@@ -69,8 +69,7 @@ def predict(
         PromptError: the question is longer than the LLM's context.
         StoreError: the disk is full; every answer before is in the file.
     """
-    with quiet_bars():
-        loaded = store.load(model) if isinstance(model, str | Path) else model
+    loaded = load_graft(model) if isinstance(model, str | Path) else model
     samples, own = _samples(loaded, folder, options, question, detail, max_new_tokens)
     every = tuple(dict.fromkeys(o for s in samples for o in s.options))
     rows = None if out is None else Rows(Path(out), every)

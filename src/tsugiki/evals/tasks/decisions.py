@@ -62,7 +62,7 @@ def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(OptionScorer(model, llm=llm, **options))
     answers: list[Answer] = []
-    for window in Clock("decisions", len(samples), settings).windows(samples, 4 * settings.batch_size):
+    for window in Clock("decisions", len(samples), settings).windows(samples, 2 * settings.batch_size):
         blind = [None] * len(window) if base is None else base([without_pictures(s) for s in window])
         pairs = zip(window, own(window), blind, strict=True)
         answers += [_answer(s, scores, other, settings) for s, scores, other in pairs]
