@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tsugiki.build import attach, available, methods
-from tsugiki.configuration import TsugikiConfig
-from tsugiki.model import TsugikiForConditionalGeneration
-from tsugiki.processor import TsugikiProcessor
-from tsugiki.store import load
-from tsugiki.types import Batch, Box, Message, Proof, Sample, Score, Segment, VisualTokens
+if TYPE_CHECKING:
+    from tsugiki.build import attach, available, methods
+    from tsugiki.configuration import TsugikiConfig
+    from tsugiki.evals.proof import verify
+    from tsugiki.evals.task import evaluate
+    from tsugiki.mixing.linear import mix
+    from tsugiki.model import TsugikiForConditionalGeneration
+    from tsugiki.processor import TsugikiProcessor
+    from tsugiki.store import load
+    from tsugiki.studies.predict import predict
+    from tsugiki.training.trainer import train
+    from tsugiki.types import Batch, Box, Message, Proof, Sample, Score, Segment, VisualTokens
 
 try:
     __version__ = version("tsugiki")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
+_HOMES = {
+    "attach": "build",
+    "available": "build",
+    "methods": "build",
+    "TsugikiConfig": "configuration",
+    "verify": "evals.proof",
+    "evaluate": "evals.task",
+    "mix": "mixing.linear",
+    "TsugikiForConditionalGeneration": "model",
+    "TsugikiProcessor": "processor",
+    "load": "store",
+    "predict": "studies.predict",
+    "train": "training.trainer",
+    **dict.fromkeys(("Batch", "Box", "Message", "Proof", "Sample", "Score", "Segment", "VisualTokens"), "types"),
+}
 __all__ = [
     "Batch",
     "Box",
@@ -41,37 +65,23 @@ __all__ = [
 ]
 
 
-# The verbs whose rooms need optional packages are functions here, so that the base install imports without them.
-def train(*args: Any, **kwargs: Any) -> Any:
-    """Train a model by a recipe; see `tsugiki.training.trainer.train`."""
-    from tsugiki.training.trainer import train as run
-
-    return run(*args, **kwargs)
-
-
-def evaluate(*args: Any, **kwargs: Any) -> Any:
-    """Score a model, the bare LLM in the same run; see `tsugiki.evals.task.evaluate`."""
-    from tsugiki.evals.task import evaluate as run
-
-    return run(*args, **kwargs)
+def __getattr__(name: str) -> Any:
+    """Public names are looked up when they are used: rooms of optional packages, and a command that answers at once."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tsugiki.{_HOMES[name]}"), name)
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"tsugiki.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"tsugiki.{name}":
+                raise
+    raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
 
 
-def verify(*args: Any, **kwargs: Any) -> Proof:
-    """Prove a model's guarantee; see `tsugiki.evals.proof.verify`."""
-    from tsugiki.evals.proof import verify as run
-
-    return run(*args, **kwargs)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
-def mix(*args: Any, **kwargs: Any) -> Any:
-    """Average saved grafts of one base; see `tsugiki.mixing.linear`."""
-    from tsugiki.mixing.linear import mix as run
-
-    return run(*args, **kwargs)
-
-
-def predict(*args: Any, **kwargs: Any) -> Any:
-    """Answer for a folder of pictures; see `tsugiki.studies.predict.predict`."""
-    from tsugiki.studies.predict import predict as run
-
-    return run(*args, **kwargs)
+# `AutoModelForImageTextToText` has to know our class after `import tsugiki`; the command line asks for it by itself.
+if Path(sys.argv[0] if sys.argv else "").stem != "tsugiki":
+    importlib.import_module("tsugiki.processor")

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tsugiki
 from tsugiki import grafts
+from tsugiki.errors import UnsupportedError
 from tsugiki.grafts._base import Graft, Site
 from tsugiki.grafts._context import current
 from tsugiki.testing import FAMILIES, TinyTower, tiny_model
@@ -43,7 +44,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def model(name: str, family: str) -> Iterator[Any]:
     try:
         built = tiny_model(name, family, **SMALL.get(name, {}))
-    except tsugiki.build.UnsupportedError as error:  # a family may be refused, by name and with a reason
+    except UnsupportedError as error:  # a family may be refused, by name and with a reason
         assert error.fix, "a refusal says what to do"
         pytest.skip(str(error))
     yield built

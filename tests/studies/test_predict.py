@@ -246,7 +246,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(model: Any, photos: Path
     predict(model, photos, out=out, question="B?", max_new_tokens=2, resume=False)
     assert {r["question"] for r in read_jsonl(out)} == {"B? Answer briefly."}
     predict(model, photos, out=tmp_path / "a.csv", options=["a", "b"])
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="answers with other options"):
         predict(model, photos, out=tmp_path / "a.csv", options=["a", "c"])
 
 

@@ -57,7 +57,7 @@ def test_read_leaves_an_unfinished_row_out_and_refuses_other_columns(tmp_path: P
     (tmp_path / "a.csv").write_bytes(b"")
     assert rows.read() == []
     (tmp_path / "a.csv").write_bytes(head)
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="other options"):
         Rows(tmp_path / "a.csv", ["other"]).read()
     assert Rows(tmp_path / "none.jsonl", OPTIONS).read() == []
     (tmp_path / "folder.csv").mkdir()

@@ -32,7 +32,12 @@ FIELDS = (
     "run",
     "picture",
 )
+RESTART = "Choose another file, or start over with resume=False (--no-resume), which replaces it."
 _BOM = b"\xef\xbb\xbf"
+
+
+class OtherOptions(ValueError):
+    """A CSV of ours whose columns are those of other options."""
 
 
 class Jsonl:
@@ -69,6 +74,7 @@ class Csv:
         at = FIELDS.index("probabilities")
         self.header = [*FIELDS[:at], *(f"p({o})" for o in options), *FIELDS[at + 1 :]]
         self.head = _BOM + self._line(self.header)
+        self._fixed = [name for name in FIELDS if name != "probabilities"]
 
     def encode(self, row: Row) -> bytes:
         plain = {k: "" if row[k] is None else row[k] for k in FIELDS if k != "probabilities"}
@@ -90,8 +96,9 @@ class Csv:
     def decode(self, raw: bytes) -> list[Row]:
         """Raises ValueError, KeyError or TypeError where the content is something else."""
         reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""))
-        if (reader.fieldnames or []) != self.header:
-            raise KeyError("other columns")
+        names = list(reader.fieldnames or [])
+        if names != self.header:
+            raise OtherOptions if [n for n in names if not n.startswith("p(")] == self._fixed else KeyError("columns")
         return [self._row(row) for row in reader]
 
     def _row(self, row: Mapping[str, str]) -> Row:
@@ -148,10 +155,11 @@ class Rows:
                 raise ValueError("another beginning")
             return self.format.decode(finished) if finished else []
         except (ValueError, KeyError, TypeError, csv.Error) as error:
+            other = "answers with other options" if isinstance(error, OtherOptions) else "something else than answers"
             raise InputError(
-                "it holds something else than answers of this run",
-                expected="a new file, or the unchanged one of a run with the same options",
-                fix="Choose another file, or start over with resume=False, which replaces it.",
+                f"it holds {other}",
+                expected="a new file, or that of a run with the same settings, unchanged",
+                fix=RESTART,
                 where=str(self.path),
             ) from error
 

@@ -24,7 +24,7 @@ from tsugiki.errors import DataError, ImageError, InputError
 from tsugiki.studies import _asked
 from tsugiki.studies._answers import Answerer, Prediction, picture_of, question_of
 from tsugiki.studies._build import load_graft
-from tsugiki.studies._rows import Row, Rows
+from tsugiki.studies._rows import RESTART, Row, Rows
 from tsugiki.training.report import clock
 from tsugiki.types import Box, Message, Sample
 
@@ -211,7 +211,7 @@ class _Run:
         raise InputError(
             f"it holds answers with {found}",
             expected=now,
-            fix="Choose another file, or start over with resume=False, which replaces it.",
+            fix=RESTART,
             where=str(where),
         )
 
