@@ -241,7 +241,7 @@ def times(slow: Sequence[float], fast: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tiny", action="store_true", help="fakes instead of real models; nothing is written")
     options = parser.parse_args()

@@ -210,9 +210,10 @@ def encode_samples(
     labels: bool = False,
     features: Callable[[Any], Tensor] | None = None,
     add_generation_prompt: bool = False,
-    padding_side: str = "right",
+    padding_side: str | None = None,
 ) -> Batch:
-    """Samples to a Batch on the model's device."""
+    """Samples to a Batch on the model's device; padded on the left for generation, else on the right."""
+    padding_side = padding_side or ("left" if add_generation_prompt else "right")
     collate = model.processor.collator(
         features, labels=labels, add_generation_prompt=add_generation_prompt, padding_side=padding_side
     )

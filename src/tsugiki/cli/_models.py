@@ -15,9 +15,11 @@ def load_model(folder: str, base: str | None = None) -> Any:
     """
     import torch
 
-    import tsugiki
+    from tsugiki.cli._app import say
+    from tsugiki.studies._build import load_graft, quiet_bars
 
-    model: Any = tsugiki.load(folder, base=base)
+    with quiet_bars():
+        model: Any = load_graft(folder, base=base, say=say)
     return model.to("cuda") if torch.cuda.is_available() else model
 
 

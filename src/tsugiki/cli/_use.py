@@ -87,6 +87,7 @@ def predict(
     ] = None,
     detail: Annotated[Detail, typer.Option(help="Of the answers, where there are no options.")] = "short",
     batch_size: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 8,
+    resume: Annotated[bool, typer.Option(help="Continue the file of a run that stopped; else it is made anew.")] = True,
     base: Base = None,
 ) -> None:
     """Answer one question about every picture of a folder. A run that was stopped is continued by the same command."""
@@ -97,9 +98,10 @@ def predict(
     with counting() as tell:
         result = tsugiki.predict(
             loaded, folder, out=file, question=question, options=option or None, detail=detail, batch_size=batch_size,
-            progress=lambda done, total: tell("pictures", done, total),
+            resume=resume, progress=lambda done, total: tell("pictures", done, total),
         )  # fmt: skip
-    show(f"{file}: {len(result)} answers")
+    failed = sum(bool(p.error) for p in result)
+    show(f"{file}: {len(result)} answers" + (f", {failed} pictures could not be read" if failed else ""))
 
 
 @app.command("eval", epilog=example("tsugiki eval runs/a/graft --task decisions --data test.jsonl --train train.jsonl"))

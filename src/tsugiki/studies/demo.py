@@ -21,7 +21,7 @@ from tsugiki.evals import proof as proofs
 from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
 from tsugiki.evals.tables import records, table
-from tsugiki.studies._build import VISION, build_model, fetch_tower
+from tsugiki.studies._build import VISION, build_model, fetch_tower, quiet_bars
 from tsugiki.studies._training import encode
 from tsugiki.studies._words import sentences
 from tsugiki.training.trainer import TrainResult, train
@@ -179,7 +179,8 @@ def _part(
         progress=progress,
     )
     clock.done(f"{name}: train {training.steps} steps")
-    proof = proofs.verify(model, seed=seed, out=folder / "proof.json")
+    with quiet_bars():
+        proof = proofs.verify(model, seed=seed, out=folder / "proof.json")
     clock.say(proofs.describe(proof))
     clock.done(f"{name}: prove")
     names = [n for n in tasks.available() if n != "retention" and tasks.load(n).select(ask)]
