@@ -431,10 +431,11 @@ def test_eval_takes_the_tasks_that_the_data_can_score(
 
 
 def test_predict(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None:
-    predict = fake("tsugiki.studies.predict.predict", [1, 2])
+    answers = [SimpleNamespace(error=""), SimpleNamespace(error="truncated")]
+    predict = fake("tsugiki.studies.predict.predict", answers)
     result = run("predict", "graft", "photos", "--option", "good", "--option", "broken", "-o", "a.csv")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "a.csv: 2 answers\n"
+    assert result.stdout == "a.csv: 2 answers, 1 pictures could not be read\n"
     assert predict.given["folder"] == Path("photos")
     assert (predict.given["out"], predict.given["options"]) == (Path("a.csv"), ["good", "broken"])
     assert predict.given["question"] is None
