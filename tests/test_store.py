@@ -140,6 +140,16 @@ def test_a_newer_version_a_pickle_and_damage_are_refused(saved: Path, tmp_path: 
         tsugiki.load(saved)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"grafts": [{"nme": "projector"}]}, {"grafts": [{"name": "projector", "config": {"zzz": 1}}]}, {"frontend": {}}],
+)
+def test_settings_that_were_edited_are_one_line(saved: Path, values: dict[str, Any]) -> None:
+    change(saved, **values)
+    with pytest.raises(StoreError, match=r"config\.json: its settings can't be used"):
+        tsugiki.load(saved, base=tiny_llm(), **PARTS)
+
+
 def test_a_full_disk_leaves_the_older_graft_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     model = tiny_model()

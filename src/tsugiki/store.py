@@ -155,7 +155,7 @@ def load(
     found = identity.source_identity(llm, tokenizer)
     if not settings.get("llm_trained"):
         _same_base(wanted, found, path)
-    frontend_config = FrontEndConfig.from_dict(settings["frontend"])
+    frontend_config, names, configs = _parts(path, settings)
     if (path / TOWER).is_dir():
         frontend_config = dataclasses.replace(frontend_config, tower=str(path / TOWER))
     decoder = DecoderSpec(llm)
@@ -165,8 +165,6 @@ def load(
         embedding_rms=decoder.embedding_rms(),
         tower=vision,
     )
-    names = [g["name"] for g in settings["grafts"]]
-    configs = [grafts.load(g["name"]).Config(**g["config"]) for g in settings["grafts"]]
     trained = bool(settings.get("llm_trained"))
     model = build.build(llm, tokenizer, frontend, names, configs, wanted, llm_trained=trained)
     _put(model, path, settings)
@@ -224,6 +222,21 @@ def _settings(path: Path) -> dict[str, Any]:
             )
         raise StoreError(f"no {WEIGHTS}", expected="the graft's weights", fix="Save it again.", where=str(path))
     return settings
+
+
+def _parts(path: Path, settings: Mapping[str, Any]) -> tuple[FrontEndConfig, list[str], list[Any]]:
+    """The front-end's config, and the names and configs of the grafts."""
+    try:
+        names = [str(g["name"]) for g in settings["grafts"]]
+        configs = [grafts.load(g["name"]).Config(**g["config"]) for g in settings["grafts"]]
+        return FrontEndConfig.from_dict(settings["frontend"]), names, configs
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"its settings can't be used ({type(error).__name__}: {error})",
+            expected="those that model.save wrote",
+            fix="Save the graft again.",
+            where=str(path / CONFIG),
+        ) from error
 
 
 def settings_of(folder: str | Path) -> dict[str, Any]:
@@ -310,11 +323,7 @@ def _put(model: TsugikiForConditionalGeneration, path: Path, settings: Mapping[s
         raise StoreError(
             "the weights are not those that were saved", expected=f"SHA-256 {wanted[:12]}...", where=str(file)
         )
-    try:
-        with safe_open(file, framework="pt") as opened:
-            state = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise StoreError(f"not a safetensors file ({error})", fix="Save the graft again.", where=str(file)) from error
+    state = _tensors(file)
     own = trained_state(model)
     missing = sorted(set(_untied(own)) - set(state))
     unknown = sorted(set(state) - set(own))
@@ -330,9 +339,19 @@ def _put(model: TsugikiForConditionalGeneration, path: Path, settings: Mapping[s
             own[name].copy_(tensor)
 
 
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise StoreError(f"not a safetensors file ({error})", fix="Save the graft again.", where=str(file)) from error
+
+
 def read_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors of a saved graft, without its base, for mixing."""
+    """Settings and tensors of a saved graft, without its base, for mixing.
+
+    Raises:
+        StoreError: no graft there, a newer version, a pickle, a damaged file.
+    """
     path = _folder(folder)
-    settings = _settings(path)
-    with safe_open(path / WEIGHTS, framework="pt") as file:
-        return settings, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+    return _settings(path), _tensors(path / WEIGHTS)

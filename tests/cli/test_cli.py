@@ -428,6 +428,9 @@ def test_eval_takes_the_tasks_that_the_data_can_score(
     run("eval", "graft", "--data", "own.jsonl")
     assert "decisions" in evaluate.given["tasks"]
     assert not {"grounding", "retention"} & set(evaluate.given["tasks"])
+    (tmp_path / "empty.jsonl").write_text("")
+    result = run("eval", "graft", "--data", "empty.jsonl")
+    assert result.exit_code == 2 and "empty.jsonl: none of 0 samples can be scored" in result.stderr
 
 
 def test_predict(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None:

@@ -107,6 +107,12 @@ def test_another_graft_or_setting_is_refused_by_name(tmp_path: Path) -> None:
         mix([one, setting], [0.5, 0.5], tmp_path / "mixed")
 
 
+def test_a_damaged_graft_is_refused_in_one_line(two: tuple[Path, Path], tmp_path: Path) -> None:
+    (two[1] / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=r"b.model\.safetensors: not a safetensors file"):
+        mix(two, [0.5, 0.5], tmp_path / "mixed")
+
+
 def test_another_shape_is_refused_by_name(two: tuple[Path, Path], tmp_path: Path) -> None:
     file = two[1] / "model.safetensors"
     tensors = load_file(file)

@@ -218,7 +218,7 @@ def test_another_run_in_the_folder_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"method": "projektor", "recipe": None}, UnknownNameError, "Did you mean 'projector'"),
+        ({"method": "projektor", "recipe": None}, UnknownNameError, "unknown method.*Did you mean 'projector'"),
         ({"overrides": ["stepz=3"]}, RecipeError, "steps"),
         ({"inputsize": 3}, UnknownNameError, "input_size"),
         ({"vision": "efficientnet-lite1"}, UnknownNameError, "efficientnet-lite0"),

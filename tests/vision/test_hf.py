@@ -210,6 +210,11 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
         build_tower(tmp_path)
 
 
+def test_a_checkpoint_without_its_pooler_has_one_fingerprint(tmp_path: Path) -> None:
+    _save(tmp_path, hf.ViTModel(hf.ViTConfig(**_SMALL), add_pooling_layer=False), _PROCESSOR)
+    assert build_tower(tmp_path).fingerprint() == build_tower(tmp_path).fingerprint()
+
+
 def test_a_front_end_of_a_folder_is_found_again(tmp_path: Path) -> None:
     folder = _save(tmp_path, hf.ViTModel(hf.ViTConfig(**_SMALL)), _PROCESSOR)
     frontend = FrontEnd.build(str(folder), 16, 0.1)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from tsugiki.cli._app import Base, Model, app, complain, counting, err, example, out, say, show
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import DataError, TsugikiError
 
 Detail = Literal["short", "full", "boxes"]
 HELP = "/image FILE adds a picture to the next question, /clear forgets the conversation, Ctrl-D ends."
@@ -150,7 +150,16 @@ def _scorable(data: Path | None) -> list[str]:
     if data is None:
         return ["retention"]
     samples = schema.load(data)
-    return [name for name in task.available() if name != "retention" and task.load(name).select(samples)]
+    names = [name for name in task.available() if name != "retention"]
+    found = [name for name in names if task.load(name).select(samples)]
+    if not found:
+        raise DataError(
+            f"none of {len(samples)} samples can be scored",
+            expected=f"samples with an answer, for {', '.join(names)}",
+            fix="Fill in the answers.",
+            where=str(data),
+        )
+    return found
 
 
 @app.command(epilog=example("tsugiki verify runs/a/graft --out runs/a"))

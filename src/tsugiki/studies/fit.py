@@ -18,9 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tsugiki import extras
+from tsugiki import build, extras
 from tsugiki.data import schema
 from tsugiki.data.files import atomic_write
+from tsugiki.errors import UnknownNameError
 from tsugiki.evals import proof as proofs
 from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
@@ -183,6 +184,8 @@ def _plan(recipe: Any, method: str | Sequence[str], seed: int, overrides: Sequen
     if recipe is not None:
         return recipes.load(recipe, [f"seed={seed}", *overrides])
     name = method if isinstance(method, str) else method[-1]
+    if name not in build.methods():
+        raise UnknownNameError("method", name, build.methods())
     return recipes.load(name, [f"seed={seed}", f"steps={STEPS}", *overrides])
 
 

@@ -92,6 +92,11 @@ def from_name(name: str, input_size: int | None, layer: int = -1) -> Tower:
             fix="Use another one.",
             where=name,
         )
+    # They start at random: as zeros, the tower has the same fingerprint whenever it is loaded.
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key in info["missing_keys"]:
+                parameter.zero_()
     return _tower(vision, name, input_size, layer)
 
 

@@ -258,7 +258,12 @@ def _check(frontend: FrontEnd, features: Tensor, texts: Sequence[str], table: Te
     if first not in ("fit", "random"):
         raise UnknownNameError("start of the first matrix", first, ("fit", "random"))
     if len(features) != len(texts) or len(texts) < 2:
-        raise InputError(f"{len(features)} pictures and {len(texts)} texts", expected="as many of each, and at least 2")
+        raise InputError(
+            f"{len(features)} pictures and {len(texts)} texts",
+            expected="as many of each, and at least 2",
+            fix="Give more pictures, or set warm_start=false.",
+            where="warm start",
+        )
     if table.shape[1] != frontend.projector.out_width:
         raise InputError(f"word embeddings of width {table.shape[1]}", expected=str(frontend.projector.out_width))
     frontend.project(features[:1])  # says what is wrong with the features
