@@ -158,3 +158,15 @@ def test_an_identity_is_json_and_finds_its_source_again(tmp_path: Path) -> None:
     moved = load(tmp_path / "there")
     assert identity.find_source(moved, found) == tmp_path / "there"
     assert identity.find_source(testing.tiny_llm(), found) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_every_kind_of_adapter_counts() -> None:
+    peft = pytest.importorskip("peft")
+    options = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+    llm = peft.get_peft_model(testing.tiny_llm(), peft.IA3Config(**options))
+    assert set(identity.llm_tensors(llm)) == set(identity.llm_tensors(testing.tiny_llm()))
+    before = identity.peft_hash(llm)
+    with torch.no_grad():
+        next(p for n, p in llm.named_parameters() if "ia3" in n).add_(1.0)
+    assert identity.peft_hash(llm) != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,43 @@ def test_frozen_parts_stay_in_eval_mode_and_without_gradient() -> None:
     assert all(m.training for m in model.grafts[0].modules())
     model.freeze_llm(False)
     assert model.train().language_model.training and model.guarantee == "bounded" and not model.prefix_exact
+
+
+def test_a_copy_runs_its_own_parts() -> None:
+    model = tiny_model("cross_attention")
+    inputs = model.processor.encode([Message.of("user", "name it", tuple(PICTURES[:1]))])
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        for block in model.grafts[0].blocks:
+            block.gate.fill_(1.0)
+        assert torch.equal(twin(**inputs).logits, before) and not torch.equal(model(**inputs).logits, before)
+
+
+def test_image_positions_without_their_pictures_are_refused() -> None:
+    tags = tiny_model("cross_attention")
+    inputs = tags.processor.encode([Message.of("user", "name it", tuple(PICTURES[:1]))])
+    del inputs["pixel_values"]
+    with pytest.raises(PromptError, match="no image came"):
+        tags(**inputs)
+    model = tiny_model()
+    inputs = model.processor.encode([Message.of("user", "compare", tuple(PICTURES[:2]))])
+    inputs["pixel_values"] = inputs["pixel_values"][:1]
+    with pytest.raises(PromptError, match="image number 2"):
+        model(**inputs)
+
+
+def test_chat_leaves_the_length_to_a_given_generation_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny_model(), []
+    own = model.language_model.generate
+    monkeypatch.setattr(model.language_model, "generate", lambda *a, **k: seen.append(k) or own(*a, **k))
+    model.chat("hello", generation_config=GenerationConfig(max_new_tokens=2))
+    assert "max_new_tokens" not in seen[0]
+
+
+def test_a_saved_processor_cuts_pictures_as_the_model_does(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.frontend.tower.view_size = 30  # as where patches do not divide the input size
+    model.save(tmp_path / "graft")
+    saved = type(model.processor).from_pretrained(tmp_path / "graft", tokenizer=tiny_tokenizer())
+    assert torch.equal(saved.transform(PICTURES[0]), model.processor.transform(PICTURES[0]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.grafts._requests import request, wake
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import tsugiki
 from tsugiki import grafts, store
@@ -181,3 +181,43 @@ def test_an_export_needs_nothing_else(tmp_path: Path) -> None:
     assert again.chat("what?", images=picture, max_new_tokens=5, do_sample=False) == model.chat(
         "what?", images=picture, max_new_tokens=5, do_sample=False
     )
+
+
+def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint-5" / "x").write_text("mine")
+    for _ in range(2):
+        tiny_model().save(tmp_path / "out")
+    assert (tmp_path / "out" / "checkpoint-5" / "x").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_models_folder_is_not_overwritten(tmp_path: Path) -> None:
+    tiny_llm().save_pretrained(tmp_path / "base")
+    with pytest.raises(StoreError, match="another model"):
+        tiny_model().save(tmp_path / "base")
+    assert (tmp_path / "base" / "generation_config.json").exists()
+
+
+def test_an_export_in_another_dtype_than_the_source_loads(tmp_path: Path) -> None:
+    tiny_llm(dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    llm = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    model = tsugiki.attach(llm, "projector", **PARTS)
+    again = tsugiki.load(model.export(tmp_path / "all"), **PARTS)
+    assert torch.equal(logits(again), logits(model))
+    assert again.base_identity["tensors_sha256"] == model.base_identity["tensors_sha256"]
+    other = tiny_llm(seed=1)
+    other.save_pretrained(tmp_path / "all" / "base")
+    with pytest.raises(BaseMismatchError, match="differs"):
+        tsugiki.load(tmp_path / "all", **PARTS)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_a_peft_model_is_a_base_to_load_onto(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(tiny_llm(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model = tsugiki.attach(wrapped, "projector", **PARTS)
+    expected = logits(model)
+    folder = model.save(tmp_path / "graft")
+    model.detach()
+    assert torch.equal(logits(tsugiki.load(folder, base=wrapped, **PARTS)), expected)

@@ -231,7 +231,8 @@ def placeholder(tokenizer: Any, rows: int) -> int:
     for token, number in sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1]):
         if _RESERVED.fullmatch(token) and number < rows:
             return int(number)
-    return len(tokenizer) if len(tokenizer) < rows else rows
+    free = max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))  # ids may have gaps
+    return free if free < rows else rows
 
 
 def describe(model: TsugikiForConditionalGeneration) -> str:

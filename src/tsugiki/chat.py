@@ -46,7 +46,9 @@ def chat(
     messages = (*history, Message.of("user", asked, tuple(images)))
     inputs = model.processor.encode(messages, add_generation_prompt=True)
     inputs = {k: v.to(model.device) for k, v in inputs.items()}
-    if not {"max_new_tokens", "max_length"} & set(options) and model.generation_config.max_new_tokens is None:
+    own = model.generation_config
+    limited = {"max_new_tokens", "max_length", "generation_config"} & set(options)
+    if not limited and own.max_new_tokens is None and own.max_length is None:
         options["max_new_tokens"] = 256
     if stream:
         return _stream(model, inputs, options)

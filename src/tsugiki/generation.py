@@ -11,7 +11,7 @@ from transformers import GenerationMixin
 
 from tsugiki.errors import PromptError
 from tsugiki.grafts._context import TsugikiCache
-from tsugiki.types import IMAGE, TEXT
+from tsugiki.types import IMAGE, TAG, TEXT
 
 
 class SeeingGeneration(GenerationMixin):
@@ -84,7 +84,7 @@ class SeeingGeneration(GenerationMixin):
 
 
 def refuse_imageless_placeholders(token_kind: Tensor | None) -> None:
-    if token_kind is not None and bool((token_kind == IMAGE).any()):
+    if token_kind is not None and bool(((token_kind == IMAGE) | (token_kind == TAG)).any()):
         raise PromptError(
             "the prompt has image positions but no image came with it",
             expected="pixel_values or vision_features",

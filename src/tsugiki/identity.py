@@ -26,7 +26,7 @@ Identity = dict[str, Any]
 
 CACHED_FROM = 2**22
 """Bytes: a smaller file is hashed faster than its hashes are kept."""
-_SHORT = 16  # hex digits of a tensor's hash inside an identity: enough to name the first difference
+SHORT = 16  # hex digits of a tensor's hash inside an identity: enough to name the first difference
 _PROBE = (
     'The quick brown fox, aged 42, said: "it\'s 3.14!"\n\n\tdef f(x): return x**2  # ok\r\n'
     "接ぎ木は、古い木に新しい目を与える。 Ünïcödé — “quotes” 🙂 <|im_start|> <image> </s>"
@@ -68,7 +68,7 @@ def llm_tensors(llm: nn.Module) -> dict[str, Tensor]:
     tensors = {}
     wrapped = _is_peft(llm)
     for name, tensor in llm.state_dict().items():
-        if not isinstance(tensor, Tensor) or (wrapped and ".lora_" in name):
+        if not isinstance(tensor, Tensor) or (wrapped and _of_adapter(llm, name)):
             continue
         if wrapped:
             name = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
@@ -208,9 +208,9 @@ def source_identity(llm: nn.Module, tokenizer: Any = None) -> Identity:
         "revision": revision,
         "tensors_sha256": digest(hashes),
         "count": len(hashes),
-        "tensors": {name: value[:_SHORT] for name, value in sorted(hashes.items())},
+        "tensors": {name: value[:SHORT] for name, value in sorted(hashes.items())},
         "dtype": _dtype(next((p.dtype for p in llm.parameters() if p.is_floating_point()), torch.float32)),
-        "quantisation": None if quantised is None else hash_json(quantised)[:_SHORT],
+        "quantisation": None if quantised is None else hash_json(quantised)[:SHORT],
         "config_sha256": hash_json(_plain(config)),
         "tokenizer_sha256": None if tokenizer is None else tokenizer_hash(tokenizer),
         "chat_template_sha256": template_hash(tokenizer),
@@ -242,7 +242,7 @@ def peft_hash(llm: nn.Module) -> str | None:
     """Digest of the adapter's tensors and settings if the LLM is a PeftModel, else None."""
     if not _is_peft(llm):
         return None
-    state = {n: t for n, t in llm.state_dict().items() if ".lora_" in n or ".modules_to_save." in n or "prompt" in n}
+    state = {n: t for n, t in llm.state_dict().items() if ".modules_to_save." in n or _of_adapter(llm, n)}
     configs = {name: c.to_dict() for name, c in llm.peft_config.items()}  # type: ignore[union-attr, operator]
     hashes = {name: hash_tensor(t) for name, t in state.items()}
     merged = sorted(n for n, m in llm.named_modules() if getattr(m, "merged", False) is True)
@@ -379,6 +379,12 @@ def _gguf_hash(folder: Path | None) -> str | None:
 
 def _is_peft(llm: nn.Module) -> bool:
     return hasattr(llm, "peft_config") and hasattr(llm, "get_base_model")
+
+
+def _of_adapter(llm: nn.Module, name: str) -> bool:
+    """Whether a tensor is an adapter's own: PEFT puts the adapter's name into the tensor's, whatever the method."""
+    adapters: Any = llm.peft_config
+    return ".lora_" in name or "prompt" in name or any(part in adapters for part in name.split(".")[-2:])
 
 
 def _unwrapped(llm: nn.Module) -> Any:

@@ -7,6 +7,7 @@ Shapes: B rows, T positions, N images, M visual tokens, D LLM width.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -138,6 +139,18 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         from tsugiki.build import describe
 
         return describe(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TsugikiForConditionalGeneration:
+        """A copy whose hooks run its own parts: a copied hook would still call the original's."""
+        self._unhook()
+        try:
+            twin = type(self).__new__(type(self))
+            memo[id(self)] = twin
+            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        finally:
+            self._hook()
+        twin._hook()
+        return twin
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from tsugiki.data.prompt import Encoded, parts_from_text
 from tsugiki.errors import PromptError
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart
-from tsugiki.vision.views import mean_colour, padded_square, to_pixels
+from tsugiki.vision.views import extended, mean_colour, padded_square, to_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,9 @@ class TsugikiProcessor(ProcessorMixin):
         mean, std = (tuple(v) for v in facts["normalise"])
 
         def transform(image: Image.Image) -> Tensor:
-            return to_pixels(padded_square(image, facts["input_size"], mean_colour(mean)), mean, std)
+            size, colour = facts["input_size"], mean_colour(mean)
+            view = padded_square(image, facts.get("view_size", size), colour)
+            return to_pixels(extended(view, size, colour), mean, std)
 
         return cls(
             tokenizer if tokenizer is not None else base_tokenizer(folder, base),
@@ -101,6 +103,7 @@ class TsugikiProcessor(ProcessorMixin):
         return {
             "normalise": [list(v) for v in tower.normalise],
             "input_size": tower.input_size,
+            "view_size": tower.view_size,
             "tokens_per_image": self.tokens_per_image,
             "image_kind": self.image_kind,
             "max_length": self.max_length,
@@ -131,6 +134,14 @@ class TsugikiProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers: messages whose content is text or a list of parts, or a list of such conversations."""
+        for name in ("tools", "documents", "chat_template", "continue_final_message"):
+            if kwargs.get(name):
+                raise PromptError(
+                    f"{name} with pictures is not supported",
+                    expected="messages alone",
+                    fix="Render and tokenise such a prompt with the tokenizer.",
+                    where="apply_chat_template",
+                )
         options = {k: kwargs.pop(k, d) for k, d in (("add_generation_prompt", False), ("tokenize", True))}
         batch = conversation if conversation and isinstance(conversation[0], (list, tuple)) else [conversation]
         if not options["tokenize"]:

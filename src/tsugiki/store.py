@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tsugiki import assets, build, grafts, identity
@@ -58,12 +58,35 @@ def save(model: TsugikiForConditionalGeneration, folder: str | Path) -> Path:
         StoreError: the disk is full or can't be written; an older graft in `folder` stays whole.
     """
     path = Path(folder)
-    with atomic_folder(path) as work:
+    with atomic_folder(path, replaces=replaced(path)) as work:
         _write(model, work)
     return path
 
 
-def _write(model: TsugikiForConditionalGeneration, work: Path) -> None:
+def replaced(path: Path) -> tuple[str, ...]:
+    """What of an existing folder a saved graft takes the place of; whatever else is in it stays.
+
+    Raises:
+        StoreError: another model is in the folder.
+    """
+    try:
+        there = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        kind = there.get("model_type") if isinstance(there, dict) else None
+    except FileNotFoundError:
+        kind = "tsugiki" if not (path / WEIGHTS).exists() else None
+    except (OSError, ValueError):
+        kind = None
+    if kind != "tsugiki":
+        raise StoreError(
+            f"holds another model ({kind or 'of no known type'})",
+            expected="a new folder, or that of a saved graft",
+            fix="Choose another folder.",
+            where=str(path),
+        )
+    return (WEIGHTS, CONFIG, CARD, BASE, TOWER)
+
+
+def _write(model: TsugikiForConditionalGeneration, work: Path, exported: Mapping[str, Any] | None = None) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in trained_state(model).items()}
     model.config.format_version = FORMAT
     facts = {
@@ -75,6 +98,8 @@ def _write(model: TsugikiForConditionalGeneration, work: Path) -> None:
         save_file(_untied(state), work / WEIGHTS, metadata={"format": "pt"})
         settings = model.config.to_dict() | {"tsugiki": facts, "architectures": [type(model).__name__]}
         settings["base_identity"] = model.base_identity
+        if exported:
+            settings["tsugiki"]["exported"] = dict(exported)
         settings["tsugiki"]["weights_sha256"] = sha256_file(work / WEIGHTS)
         atomic_write(work / CONFIG, json.dumps(settings, indent=1, ensure_ascii=False, default=str) + "\n")
         atomic_write(work / CARD, card(model, settings, (work / WEIGHTS).stat().st_size))
@@ -105,12 +130,17 @@ def export(model: TsugikiForConditionalGeneration, folder: str | Path, *, full: 
         StoreError: as `save`.
     """
     path = Path(folder)
-    with atomic_folder(path) as work:
-        _write(model, work)
+    with atomic_folder(path, replaces=replaced(path)) as work:
+        exported: dict[str, Any] = {}
         if full:
             model.language_model.save_pretrained(work / BASE)
             model.tokenizer.save_pretrained(work / BASE)
             _export_tower(model, work / TOWER)
+            # Written in the LLM's present dtype, without tied copies: these are other files than the source's.
+            hashes = identity.tensor_hashes(work / BASE)
+            short = {name: value[: identity.SHORT] for name, value in sorted(hashes.items())}
+            exported = {"tensors_sha256": identity.digest(hashes), "count": len(hashes), "tensors": short}
+        _write(model, work, exported)
     return path
 
 
@@ -129,7 +159,7 @@ def _export_tower(model: TsugikiForConditionalGeneration, folder: Path) -> None:
 
 def load(
     folder: str | Path,
-    base: str | Path | PreTrainedModel | None = None,
+    base: str | Path | nn.Module | None = None,
     *,
     tokenizer: Any = None,
     vision: Any = None,
@@ -139,7 +169,7 @@ def load(
 
     Args:
         folder: a saved graft or an export.
-        base: an LLM, a folder, a hub id or an asset's name; else the stored one, else `TSUGIKI_BASE`.
+        base: an LLM (a PeftModel too), a folder, a hub id or an asset's name; else the stored one, else `TSUGIKI_BASE`.
         tokenizer: needed only where the base is an object without source files.
         vision: a tower object, where the graft was made with one.
         options: for the base's `from_pretrained`, such as dtype or device_map.
@@ -153,11 +183,15 @@ def load(
     wanted: dict[str, Any] = settings.get("base_identity") or {}
     llm, tokenizer = _base(path, base, wanted, tokenizer, options)
     found = identity.source_identity(llm, tokenizer)
+    inside = base is None and (path / BASE).is_dir()
+    exported = (settings.get("tsugiki") or {}).get("exported") or {} if inside else {}
     if not settings.get("llm_trained"):
-        _same_base(wanted, found, path)
+        _same_base({**wanted, **exported}, found, path)
     frontend_config, names, configs = _parts(path, settings)
     if (path / TOWER).is_dir():
         frontend_config = dataclasses.replace(frontend_config, tower=str(path / TOWER))
+        if frontend_config.train_tower:  # exported as it was trained; the hash is that of its start
+            frontend_config = dataclasses.replace(frontend_config, tower_sha256="")
     decoder = DecoderSpec(llm)
     frontend = FrontEnd.build(
         frontend_config,
@@ -289,10 +323,16 @@ def _base(
     path: Path, base: Any, wanted: Mapping[str, Any], tokenizer: Any, options: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, Any]:
     """The base LLM and its tokenizer, from the first of: argument, export, stored name, TSUGIKI_BASE."""
-    if isinstance(base, PreTrainedModel):
-        return base, tokenizer if tokenizer is not None else build.tokenizer_of(base)
+    if isinstance(base, nn.Module):
+        return cast(PreTrainedModel, base), tokenizer if tokenizer is not None else build.tokenizer_of(
+            cast(PreTrainedModel, base)
+        )
     name = _base_name(path, base, wanted)
-    keywords = {"dtype": getattr(torch, str(wanted.get("dtype", "float32")).removeprefix("torch."), "auto"), **options}
+    keywords = {
+        "use_safetensors": True,
+        "dtype": getattr(torch, str(wanted.get("dtype", "float32")).removeprefix("torch."), "auto"),
+        **options,
+    }
     source = assets.resolve(name)
     try:
         llm = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(source, **keywords))

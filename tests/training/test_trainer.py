@@ -20,6 +20,7 @@ from tsugiki.errors import DataError, PromptError, RecipeError, StoreError, Unkn
 from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_tokenizer
 from tsugiki.training import checkpoints
 from tsugiki.training import recipe as recipes
+from tsugiki.training.stage_trainer import StageTrainer
 from tsugiki.training.trainer import StepReport, TrainResult, train
 from tsugiki.types import Message, Sample
 
@@ -477,3 +478,30 @@ def test_pictures_that_are_not_there_are_named(tmp_path: Path) -> None:
     one = Sample(id="x", messages=(Message.of("user", "?", (tmp_path / "none.png",)), Message.of("assistant", "a")))
     with pytest.raises(tsugiki.errors.ImageError, match=r"none\.png"):
         run(model(), recipe(), tmp_path, data=[one])
+
+
+def test_a_run_killed_before_its_stage_was_closed_takes_no_further_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = StageTrainer.save
+
+    def killed(self: StageTrainer, *, finished: bool = False) -> None:
+        if finished:
+            raise Stop
+        own(self, finished=finished)
+
+    built = model()
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(StageTrainer, "save", killed)
+        run(built, recipe(steps=3), tmp_path)
+    trained, again = state(built), model(seed=1)
+    result = run(again, recipe(steps=3), tmp_path)
+    assert result.resumed and result.steps == 3
+    assert all(torch.equal(p, trained[n]) for n, p in again.named_parameters())
+
+
+def test_fixed_position_vectors_do_not_train(tmp_path: Path) -> None:
+    built = model(positions="sincos")
+    before = built.frontend.projector.positions.clone()
+    run(built, recipe(steps=2), tmp_path)
+    assert torch.equal(built.frontend.projector.positions, before)

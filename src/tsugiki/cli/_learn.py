@@ -10,6 +10,9 @@ from rich.table import Table
 
 from tsugiki.cli._app import Base, Overrides, app, example, out, say, show, sources
 
+CacheLimit = Annotated[
+    float | None, typer.Option(help="GB for tower outputs on disk; the least recently used go first.", min=0)
+]
 Vision = Annotated[str | None, typer.Option(help="The vision tower: an asset, a folder or a hub id.")]
 
 
@@ -40,6 +43,7 @@ def fit(
     vision: Vision = "efficientnet-lite0",
     recipe: Annotated[str | None, typer.Option(help="A recipe. Default: the method's own, 150 steps.")] = None,
     question: Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")] = None,
+    cache_limit: CacheLimit = None,
     seed: Annotated[int, typer.Option(help="Of split and training.")] = 0,
 ) -> None:
     """From 20 to 200 own pictures to a graft: split, train, verify, score, report. The same command continues a run.
@@ -51,6 +55,7 @@ def fit(
     result = fit(
         data, base=base, method=method or "projector", vision=vision, out=folder, recipe=recipe,
         overrides=overrides or [], question=question, seed=seed,
+        cache_limit=in_bytes(cache_limit),
     )  # fmt: skip
     out.print(result.table)
     show(f"graft: {result.graft}")
@@ -74,6 +79,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="A saved graft to train on. Default: a new one.")] = None,
     base: Base = None,
     vision: Vision = None,
+    cache_limit: CacheLimit = None,
     resume: Annotated[bool, typer.Option(help="Continue a run that stopped in that folder.")] = True,
 ) -> None:
     """Train by a recipe. A run that was stopped or killed is continued by the same command."""
@@ -85,7 +91,7 @@ def train(
     given = sources(data)
     grafted = new_model(plan.model, base, vision) if model is None else load_model(model, base)
     say(grafted)
-    result = train(grafted, plan, folder, data=given, resume=resume)
+    result = train(grafted, plan, folder, data=given, resume=resume, cache_limit=in_bytes(cache_limit))
     again = ", continued" if result.resumed else ""
     last = f", last loss {result.losses[-1]:.3f} nats per token" if result.losses else ""
     show(f"{result.steps} steps in {result.seconds:.0f} s{again}{last}")
@@ -119,3 +125,8 @@ def methods() -> None:
         facts = (graft.PAPER, graft.LICENSE) if graft else ("", "")
         table.add_row(name, "graft" if graft else "preset", *(fact or "" for fact in facts))
     out.print(table)
+
+
+def in_bytes(gigabytes: float | None) -> int | None:
+    """10^9 bytes to the gigabyte."""
+    return None if gigabytes is None else int(gigabytes * 1e9)

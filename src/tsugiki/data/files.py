@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,8 +52,12 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replaces: Collection[str] | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `path`; when the block ends well it becomes `path`, and an old `path` goes.
+
+    Args:
+        path: the folder.
+        replaces: names in an old `path` that go with it, all others stay; None = all go.
 
     Raises:
         StoreError: the disk is full, or the place can't be written. Nothing is left behind, an old folder is untouched.
@@ -76,7 +80,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            _swap(temporary, path)
+            _swap(temporary, path, replaces)
             _sync_folder(path.parent)
         except OSError as error:
             raise _store_error(error, path) from error
@@ -106,21 +110,28 @@ def _store_error(error: BaseException, path: Path) -> StoreError:
     )
 
 
-def _swap(new: Path, path: Path) -> None:
+def _swap(new: Path, path: Path, replaces: Collection[str] | None) -> None:
     if not path.exists() and not path.is_symlink():
         new.replace(path)
         return
     # A folder with content can't be replaced in one step: the old one is set aside, and comes back if the rename fails.
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".old", dir=path.parent))
+    old = aside / "old"
     try:
-        path.replace(aside / "old")
+        path.replace(old)
         try:
             new.replace(path)
         except OSError:
-            (aside / "old").replace(path)
+            old.replace(path)
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for other in old.iterdir() if replaces is not None and old.is_dir() and not old.is_symlink() else ():
+            if other.name not in (replaces or ()) and not (path / other.name).exists():
+                other.replace(path / other.name)
+    except OSError:
+        with suppress(OSError):
+            aside.rmdir()  # only if it is empty: what could not be brought back stays in it
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(file: Path) -> None:

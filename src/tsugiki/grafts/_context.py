@@ -195,6 +195,12 @@ def build(
         assert kinds is not None and images is not None
     else:
         kinds, images = token_kind, image_index
+    if (last := int(images.max())) >= len(visual):
+        raise PromptError(
+            f"the prompt speaks of image number {last + 1}",
+            expected=f"at most {len(visual)}, as many as came with it",
+            fix="Pass on everything that the processor returned.",
+        )
     new = token_kind.shape[1]
     first = first_positions(images, len(visual))  # [B, N]
     row_images, start = _row_images(first, images.shape[1])

@@ -153,7 +153,7 @@ def write(out: str | Path, grafts: Sequence[Saved], tensors: Mapping[str, Tensor
     hashes = {name: identity.hash_tensor(tensor) for name, tensor in tensors.items()}
     hashes["(settings)"] = identity.hash_json({"frontend": settings.get("frontend"), "grafts": settings.get("grafts")})
     sources = [{"name": graft.folder.name, "graft_sha256": graft.sha256} for graft in grafts]
-    with atomic_folder(path) as work:
+    with atomic_folder(path, replaces=store.replaced(path)) as work:
         save_file(dict(tensors), work / store.WEIGHTS, metadata={"format": "pt"})
         settings["tsugiki"] = {
             **(settings.get("tsugiki") or {}),

@@ -55,7 +55,7 @@ def load_llm(
     source = assets.resolve(str(base), say)
     try:
         kind = dtype or (torch.float32 if place.type == "cpu" else "auto")
-        llm: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+        llm: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(

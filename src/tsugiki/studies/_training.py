@@ -40,11 +40,11 @@ class Trained:
     """In the training loops."""
 
 
-def encode(model: Any, samples: Sequence[Sample], tell: Tell) -> FeatureCache | None:
+def encode(model: Any, samples: Sequence[Sample], tell: Tell, *, cache_limit: int | None = None) -> FeatureCache | None:
     """Tower outputs of all pictures, once for everything that follows; None where the tower trains."""
     if not trained.frozen_tower(model):
         return None
-    cache = FeatureCache(model.frontend)
+    cache = FeatureCache(model.frontend, limit_bytes=cache_limit)
     pictures: list[ImageSource] = [image for s in samples for image in s.images]
     started = time.monotonic()
     encoded = cache.fill(pictures)

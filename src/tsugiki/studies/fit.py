@@ -84,6 +84,7 @@ def fit(
     refit: bool = True,
     answers: int = 20,
     tokenizer: Any = None,
+    cache_limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
     say: Callable[[str], None] | None = None,
@@ -105,6 +106,7 @@ def fit(
             the weights of the best mark, which takes about half the time.
         answers: whole answers that the proof compares.
         tokenizer: for a base given as an object.
+        cache_limit: bytes of the folder of tower outputs; None = no limit.
         seed: of split, order of samples and yardsticks.
         progress: tell on standard error how far it is.
         say: is told the lines instead.
@@ -128,7 +130,7 @@ def fit(
     model = build_model(base, method, vision or VISION, tokenizer=tokenizer, say=tell, **options)
     plan = startable(plan, parts.inner, tell)
     _keep_data(folder, parts)
-    features = encode(model, [*parts.train, *parts.test], tell)
+    features = encode(model, [*parts.train, *parts.test], tell, cache_limit=cache_limit)
     done = train_chosen(model, plan, parts, folder, features=features, refit=refit, tell=tell, progress=progress)
     tell("Proof: the LLM with the graft against the LLM as it was")
     with quiet_bars():

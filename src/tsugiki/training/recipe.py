@@ -104,6 +104,8 @@ class Stage(_Strict):
     """Put samples of like length into one batch, so that less is padded."""
     max_length: int | None = Field(default=None, gt=0)
     """Longest sample in tokens; a longer one is an error. None = the LLM's own limit."""
+    variants: int = Field(default=0, ge=0, le=64)
+    """K fixed light and sharpness variants of each picture beside the plain one; batches take them in turn."""
     warm_start: Annotated[WarmStart | None, BeforeValidator(_warm)] = None
     """`true`, or the fields of a warm start of the projector."""
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -221,9 +221,12 @@ class Encoder:
         """Tokens of a sample, visual ones included."""
         return len(self.item(sample).encoded)
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """The keyword arguments of the model's forward, with labels."""
-        return self.collator([self.item(sample) for sample in samples]).inputs()
+    def __call__(self, samples: Sequence[Sample], variant: int = 0) -> dict[str, Tensor]:
+        """The keyword arguments of the model's forward, with labels; pictures in one of the cache's variants."""
+        collator, cache = self.collator, cast(Any, self.collator.features)
+        if variant and cache is not None:
+            collator = replace(collator, features=lambda source: cache.get([source], variant)[0])
+        return collator([self.item(sample) for sample in samples]).inputs()
 
 
 class Stream(IterableDataset[Any]):
@@ -233,8 +236,9 @@ class Stream(IterableDataset[Any]):
 
     Args:
         mixture: where samples come from.
-        collate: samples to the model's inputs.
+        collate: samples, and with variants the number of one, to the model's inputs.
         length: tokens of a sample, or None for no grouping.
+        variants: K; batches take the variants 0..K in turn.
     """
 
     def __init__(
@@ -242,11 +246,13 @@ class Stream(IterableDataset[Any]):
         mixture: Mixture,
         *,
         batch_size: int,
-        collate: Callable[[list[Sample]], Any],
+        collate: Callable[..., Any],
         length: Callable[[Sample], int] | None,
         seed: int,
+        variants: int = 0,
     ) -> None:
         self.mixture, self.batch_size, self.collate, self.length, self.seed = mixture, batch_size, collate, length, seed
+        self.variants = variants
         self._groups = 0  # drawn so far
         self._taken = 0  # batches taken of the present one
         self._before: dict[str, Any] = mixture.state_dict()  # the mixture before the present group was drawn
@@ -258,7 +264,10 @@ class Stream(IterableDataset[Any]):
                 self._draw()
             batch = self._batches[self._taken]
             self._taken += 1
-            yield self.collate(batch)
+            if self.variants:  # by the batch's number, so that a continued run takes the same ones
+                yield self.collate(batch, (self._groups * GROUP + self._taken) % (1 + self.variants))
+            else:
+                yield self.collate(batch)
 
     def _draw(self) -> None:
         self._before = self.mixture.state_dict()

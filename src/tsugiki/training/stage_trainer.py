@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from tsugiki.errors import RecipeError, UnsupportedError
 from tsugiki.training import checkpoints, losses, parts
 from tsugiki.training._work import Clock, Work
-from tsugiki.training.checkpoints import Position
+from tsugiki.training.checkpoints import Checkpoint, Position
 from tsugiki.training.recipe import Recipe
 from tsugiki.training.schedule import factor
 
@@ -184,6 +184,17 @@ class StageTrainer(Trainer):
         if due or self.seconds - self._saved >= self.work.recipe.save_seconds:
             self.save()
 
+    def run(self) -> None:
+        """Train what is left: nothing where the run was killed between the last step and the stage's end."""
+        checkpoint = self.work.checkpoint
+        if checkpoint is not None:
+            self._place(checkpoint)
+            if self.time_is_up or checkpoint.position.step == self.stage.steps:
+                return
+        if self.stage.steps != 0:
+            self.train()
+            self.bare_model()
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def save(self, *, finished: bool = False) -> None:
@@ -226,10 +237,7 @@ class StageTrainer(Trainer):
         if checkpoint is None:
             self.save()
         else:
-            self.state.global_step = checkpoint.position.step
-            self.seconds = self._saved = float(checkpoint.state["seconds"])
-            self.clock.set(self.seconds)
-            self.work.stream.load_state_dict(checkpoint.state["stream"])
+            self._place(checkpoint)
             tensors = checkpoint.tensors(checkpoints.OPTIMIZER)
             checkpoints.restore_optimizer(_bare(self.optimizer), tensors, self.names)
             done, rates = checkpoint.state["schedule"]["last_epoch"], checkpoint.state["schedule"]["rates"]
@@ -240,6 +248,12 @@ class StageTrainer(Trainer):
                 group["lr"] = rate
             checkpoints.restore_random(checkpoint)
         self.clock.start()
+
+    def _place(self, checkpoint: Checkpoint) -> None:
+        self.state.global_step = checkpoint.position.step
+        self.seconds = self._saved = float(checkpoint.state["seconds"])
+        self.clock.set(self.seconds)
+        self.work.stream.load_state_dict(checkpoint.state["stream"])
 
 
 class _Steps(TrainerCallback):

@@ -69,6 +69,7 @@ def train(
     resume: bool = True,
     progress: bool = True,
     features: FeatureCache | None = None,
+    cache_limit: int | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place, and save the graft in `out/graft`.
@@ -81,6 +82,7 @@ def train(
         resume: False refuses a folder in which a run has begun.
         progress: tell on standard error how far it is.
         features: the cache of tower outputs; None = the one in Tsugiki's cache folder.
+        cache_limit: bytes of that folder; the least recently used pictures go first. None = no limit.
         on_step: called after each step.
 
     Raises:
@@ -103,6 +105,7 @@ def train(
     with run.locked():
         start = run.open(resume=resume)
         session = _Session(model, plan, run, data_of, features, Console(stderr=True), progress, on_step)
+        session.cache_limit = cache_limit
         return session.go(start)
 
 
@@ -139,6 +142,7 @@ class _Session:
     ) -> None:
         self.model, self.plan, self.run, self.data = model, plan, run, data
         self.features, self.console, self.progress, self.on_step = features, console, progress, on_step
+        self.cache_limit: int | None = None
         self.log = Log(run.out / "log.jsonl")
         self.reports: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -187,7 +191,7 @@ class _Session:
         args = arguments(self.plan, index, self.run.out)
         self.model.to(args.device)
         samples = self._samples(index)
-        features = self._encode(samples, display)
+        features = self._encode(stage, samples, display)
         if stage.warm_start is not None and start is None:
             self.reports[name] = warming.warm(self.model, stage, samples, features)
             display.say(f"{name}: warm start {json.dumps(self.reports[name], default=str)}")
@@ -217,9 +221,7 @@ class _Session:
         try:
             with parts.training(self.model, stage.parts, gradient_checkpointing=stage.gradient_checkpointing):
                 trainer = StageTrainer(self.model, args, work)
-                if stage.steps != 0:
-                    trainer.train()
-                    trainer.bare_model()
+                trainer.run()
                 self.seconds[name] = trainer.clock.seconds
                 trainer.save(finished=True)
         finally:
@@ -232,14 +234,16 @@ class _Session:
         stage = self.plan.stages[index]
         return sources.replayed(self.data[index], stage, self.model, seed=self.plan.seed, folder=folder, where=where)
 
-    def _encode(self, samples: Mapping[str, list[Sample]], display: Display) -> FeatureCache | None:
+    def _encode(self, stage: Stage, samples: Mapping[str, list[Sample]], display: Display) -> FeatureCache | None:
         """Tower outputs of all pictures of a stage, once; None where the tower trains."""
         if not parts.frozen_tower(self.model):
             return None
         from tsugiki.vision.cache import FeatureCache
 
         pictures: list[ImageSource] = [image for content in samples.values() for s in content for image in s.images]
-        cache = self.features if self.features is not None else FeatureCache(self.model.frontend)
+        cache = self.features
+        if cache is None or cache.variants < stage.variants:
+            cache = FeatureCache(self.model.frontend, limit_bytes=self.cache_limit, variants=stage.variants)
         if pictures:
             different = len({sources.identity(p) for p in pictures})
             cache.fill(pictures, display.encoding(different, cache.estimate(different)))
@@ -263,6 +267,7 @@ class _Session:
             collate=encoder,
             length=encoder.length if stage.length_grouping else None,
             seed=self.plan.seed,
+            variants=stage.variants if features is not None else 0,
         )
 
     def _finish(self, *, resumed: bool) -> TrainResult:

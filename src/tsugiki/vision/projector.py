@@ -73,10 +73,12 @@ class Projector(nn.Module):
         self.layer_norm = nn.LayerNorm(width) if config.kind == "pixel_unshuffle" else None
         self.linear_1 = None if config.kind == "linear" else nn.Linear(width, hidden)
         self.linear_2 = nn.Linear(width if self.linear_1 is None else hidden, out_width)
-        self.positions = None
-        if config.positions != "none":
-            positions = nn.Parameter(sincos_2d(self.grid, out_width), requires_grad=config.positions == "learned")
-            self.positions = positions
+        self.positions: Tensor | None = None
+        if config.positions == "learned":
+            self.positions = nn.Parameter(sincos_2d(self.grid, out_width))
+        elif config.positions == "sincos":  # a buffer: saved with the rest, and never trained with it
+            del self.positions
+            self.register_buffer("positions", sincos_2d(self.grid, out_width))
         self._start()
 
     @property
