@@ -16,6 +16,10 @@ app.add_typer(data, name="data", epilog=example("tsugiki data check train.jsonl"
 app.add_typer(synth, name="synth", epilog=example("tsugiki synth scenes 100 --out scenes"))
 
 
+SHOWN = 20
+"""Wrong lines that `check` tells; then only their number."""
+
+
 @data.command(epilog=example("tsugiki data check train.jsonl --sheet sheet.png"))
 def check(
     file: Annotated[Path, typer.Argument(help="JSONL of messages.", show_default=False)],
@@ -38,11 +42,14 @@ def check(
         settings = {
             "tokenizer": loaded.tokenizer,
             "tokens_per_image": loaded.tokens_per_image,
+            "view": loaded.frontend.tower.view,
             "max_length": loaded.decoder.config.max_position_embeddings,
         }
     report = check_file(file, sheet=sheet or file.with_suffix(".sheet.png"), **settings)
-    for error in report.errors:
+    for error in report.errors[:SHOWN]:
         complain(error)
+    if len(report.errors) > SHOWN:
+        complain(f"and {len(report.errors) - SHOWN} more")
     show(str(report).splitlines()[0])
     if report.sheet:
         show(f"sheet: {report.sheet}")

@@ -102,6 +102,8 @@ def predict(
         )  # fmt: skip
     failed = sum(bool(p.error) for p in result)
     show(f"{file}: {len(result)} answers" + (f", {failed} pictures could not be read" if failed else ""))
+    if failed and failed == len(result):
+        raise typer.Exit(1)
 
 
 @app.command("eval", epilog=example("tsugiki eval runs/a/graft --task decisions --data test.jsonl --train train.jsonl"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tsugiki import extras
 from tsugiki.data.files import atomic_write
+from tsugiki.errors import ImageError
 from tsugiki.training import checkpoints, losses, parts, sources, warming
 from tsugiki.training import recipe as recipes
 from tsugiki.training.checkpoints import Checkpoint
@@ -246,7 +247,10 @@ class _Session:
             cache = FeatureCache(self.model.frontend, limit_bytes=self.cache_limit, variants=stage.variants)
         if pictures:
             different = len({sources.identity(p) for p in pictures})
-            cache.fill(pictures, display.encoding(different, cache.estimate(different)))
+            try:
+                cache.fill(pictures, display.encoding(different, cache.estimate(different)))
+            except ImageError as error:
+                raise _placed(error, chain.from_iterable(samples.values())) from error
         return cache
 
     def _stream(
@@ -287,3 +291,11 @@ class _Session:
         content |= {"last_loss": result.losses[-1] if result.losses else None, "stage_seconds": self.seconds}
         atomic_write(self.run.out / "result.json", json.dumps(content, ensure_ascii=False, indent=1, default=str))
         return result
+
+
+def _placed(error: ImageError, samples: Iterable[Sample]) -> ImageError:
+    """The same error with the line of the sample whose picture it is."""
+    for sample in samples:
+        if sample.where and any(isinstance(i, str | Path) and Path(i).name in str(error) for i in sample.images):
+            return ImageError(error.found, expected=error.expected, fix=error.fix, where=sample.where)
+    return error

@@ -97,10 +97,14 @@ class Tower(nn.Module):
         """P."""
         return self.grid[0] * self.grid[1]
 
+    def view(self, image: Image.Image) -> Image.Image:
+        """The padded square that the tower sees of a picture, before any augmentation."""
+        return padded_square(image, self.view_size, mean_colour(self.normalise[0]))
+
     def transform(self, image: Image.Image, variant: int = 0) -> Tensor:
         """An RGB picture -> pixels, float32 [3, S, S]; `variant` is the number of a fixed augmentation, 0 = none."""
         mean, std = self.normalise
-        view = augmented(padded_square(image, self.view_size, mean_colour(mean)), variant)
+        view = augmented(self.view(image), variant)
         return to_pixels(extended(view, self.input_size, mean_colour(mean)), mean, std)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
