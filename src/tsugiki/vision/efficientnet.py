@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -82,7 +83,7 @@ def _code() -> ModuleType:
     """The model's code, loaded from the asset's folder without touching sys.path."""
     if _MODULE in sys.modules:
         return sys.modules[_MODULE]
-    folder = assets.path(CODE) / "efficientnet_lite_pytorch"
+    folder = Path(assets.resolve(CODE)) / "efficientnet_lite_pytorch"
     spec = importlib.util.spec_from_file_location(
         _MODULE, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
@@ -109,7 +110,7 @@ def _weights(name: str) -> dict[str, Tensor]:
     converted = assets.cache_dir() / "converted" / f"{name}-{assets.ASSETS[name].sha256[:16]}-1.safetensors"
     with suppress(OSError, SafetensorError):
         return load_file(converted)
-    files = sorted(assets.path(name).glob("*/models/*.pth"))
+    files = sorted(Path(assets.resolve(name)).glob("*/models/*.pth"))
     if len(files) != 1:
         raise AssetError(
             f"{len(files)} weight files", expected="one", fix=f"Run: tsugiki assets verify {name}", where=name
