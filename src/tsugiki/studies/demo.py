@@ -97,7 +97,7 @@ def run(
     *,
     out: str | Path = "runs/demo",
     minutes: float = 3.0,
-    limit_seconds: float = 45.0,
+    limit_seconds: float = 30.0,
     seed: int = 0,
     progress: bool = True,
     say: Say = print,
