@@ -44,7 +44,9 @@ def draw(seed: int, steps: int, runs: Path) -> dict[str, Any]:
         model, plan, parts, runs / f"run-{seed}-{steps}", features=features, refit=False, tell=print, progress=False
     )
     settings = tasks.Settings(features=features, train=learn, holdout=tuple(range(HOLD)), seed=seed, batch_size=16)
-    answers = tasks.measure(model, ["decisions"], rest, features=features, train=(), seed=seed)["decisions"].answers
+    answers = tasks.measure(model, ["decisions"], rest, features=features, train=(), seed=seed, batch_size=16)[
+        "decisions"
+    ].answers
     right = {a.sample.id: a.correct for a in answers}
     rivals = yardsticks.choices("decision", rest, settings, model)
     gold = [tasks.short_answer(s) for s in rest]
