@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from tsugiki.errors import StoreError
 
@@ -86,6 +87,22 @@ def atomic_folder(path: str | Path, *, replaces: Collection[str] | None = None) 
             raise _store_error(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def hold(file: IO[Any], *, found: str, expected: str, fix: str, where: str) -> None:
+    """Lock an open file for this process until it is closed; a killed process leaves no lock behind.
+
+    Raises:
+        StoreError: another process holds it; in the words given.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # a system without it
+        pass
+    except OSError as error:
+        raise StoreError(found, expected=expected, fix=fix, where=where) from error
 
 
 def disk_is_full(error: BaseException) -> bool:

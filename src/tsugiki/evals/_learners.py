@@ -54,7 +54,7 @@ class _Classifier:
 
     @classmethod
     def build(cls, setting: float, n: int) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("abstract")
 
     @classmethod
     def fit(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tsugiki.data.files import atomic_write, disk_is_full
+from tsugiki.data.files import atomic_write, disk_is_full, hold
 from tsugiki.errors import InputError, StoreError
 
 Row = dict[str, Any]
@@ -202,16 +202,10 @@ class Rows:
 
     def _hold(self, file: IO[bytes]) -> None:
         """One process at a time; a killed one leaves no lock behind."""
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # a system without it
-            pass
-        except OSError as error:
-            raise StoreError(
-                "another process writes this file",
-                expected="a file of its own for each run",
-                fix="Wait for it, or choose another file.",
-                where=str(self.path),
-            ) from error
+        hold(
+            file,
+            found="another process writes this file",
+            expected="a file of its own for each run",
+            fix="Wait for it, or choose another file.",
+            where=str(self.path),
+        )

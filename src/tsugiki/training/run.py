@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tsugiki.data.files import atomic_write
+from tsugiki.data.files import atomic_write, hold
 from tsugiki.errors import RecipeError, StoreError
 from tsugiki.training import checkpoints
 from tsugiki.training.checkpoints import Checkpoint
@@ -63,19 +63,13 @@ class Run:
                 f"can't be written ({error.strerror})", expected="a folder for the run", where=str(self.out)
             ) from error
         with file:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # a system without it
-                pass
-            except OSError as error:
-                raise StoreError(
-                    "another process trains into this folder",
-                    expected="a folder of its own for each run",
-                    fix="Wait for it, or choose another folder.",
-                    where=str(self.out),
-                ) from error
+            hold(
+                file,
+                found="another process trains into this folder",
+                expected="a folder of its own for each run",
+                fix="Wait for it, or choose another folder.",
+                where=str(self.out),
+            )
             yield
 
     def open(self, *, resume: bool) -> Checkpoint | None:
