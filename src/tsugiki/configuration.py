@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationMixin, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.generic import ModelOutput
@@ -40,17 +41,48 @@ class TsugikiConfig(PreTrainedConfig):
         vars(self.text_config).update(kernels)
 
 
-@dataclass
-class TsugikiOutput(ModelOutput):
-    """Output of a forward. With labels, logits stand at the label positions only."""
+# transformers 5.24 calls `cache` what was `past_key_values` before, in forwards, in generate and in outputs.
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 
+
+@dataclass
+class _Scores(ModelOutput):
     loss: Tensor | None = None  # nats per label token, or their sum / num_items_in_batch
     logits: Tensor | None = None  # [B, T, vocabulary], with labels [1, L, vocabulary]
-    past_key_values: Cache | None = None
+
+
+if CACHE == "cache":
+
+    @dataclass
+    class _Cached(_Scores):
+        cache: Cache | None = None
+
+else:
+
+    @dataclass
+    class _Cached(_Scores):  # type: ignore[no-redef]
+        past_key_values: Cache | None = None
+
+        @property
+        def cache(self) -> Cache | None:
+            """Its newer name."""
+            return self.past_key_values
+
+
+@dataclass
+class TsugikiOutput(_Cached):
+    """Output of a forward: loss, logits, `cache`. With labels, logits stand at the label positions only."""
+
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     label_ids: Tensor | None = None  # int64 [L], the labels of the L logits, rows in order
     label_rows: Tensor | None = None  # int64 [L], the batch row of each
+
+
+def cache_of(output: Any) -> Cache | None:
+    """The cache in the output of any causal LM."""
+    found: Cache | None = output.get(CACHE)
+    return found
 
 
 AutoConfig.register("tsugiki", TsugikiConfig)

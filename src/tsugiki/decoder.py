@@ -29,6 +29,10 @@ class Block:
     attention: nn.Module
     ffn: nn.Module | None
 
+    def child(self, name: str) -> nn.Module:
+        """A direct child of the layer."""
+        return dict(self.layer.named_children())[name]
+
 
 class DecoderSpec:
     """Where a causal LM keeps its embeddings, layers, attention, FFN, final norm and head.
@@ -137,6 +141,24 @@ class DecoderSpec:
             return "sandwich" if normed_before else "post-norm"
         return "pre-norm" if normed_before else "post-norm"
 
+    @cached_property
+    def attention_ends(self) -> tuple[str, str]:
+        """Names of the children of a layer between which its attention branch lies.
+
+        The first one's input is the residual stream before attention; the last one's output is what is added to it.
+        """
+        flow, block = self._record_block(), self.blocks[0]
+        names = {id(m): name for name, m in block.layer.named_children()}
+        attention = id(block.attention)
+        norms = [id(m) for m in flow.norms]
+        before = [
+            m
+            for m in norms
+            if _same(flow.inputs[m], flow.layer_input) and _same(flow.outputs[m], flow.inputs[attention])
+        ]
+        after = [m for m in norms if _same(flow.inputs[m], flow.outputs[attention])]
+        return names[before[0] if before else attention], names[after[0] if after else attention]
+
     def _record_block(self) -> _Flow:
         block = self.blocks[0]
         flow = _Flow()
@@ -165,7 +187,7 @@ class DecoderSpec:
         device = self.embed.weight.device
         ids = torch.arange(2, device=device)[None]  # [1, 2]
         with _evaluating(self.llm):
-            self.body(input_ids=ids, use_cache=False)
+            self.body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     @torch.no_grad()
     def embedding_rms(self) -> float:
@@ -183,6 +205,10 @@ class _Flow:
         self.inputs: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
         self.norms: list[nn.Module] = []
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
+from tsugiki.configuration import CACHE
 from tsugiki.errors import PromptError
 from tsugiki.grafts._context import TsugikiCache
 from tsugiki.types import IMAGE, TAG, TEXT
@@ -21,6 +22,7 @@ class SeeingGeneration(GenerationMixin):
     frontend: Any
     decoder: Any
     placeholder_id: Any
+    on_text: Any
     _safe: Any
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -31,10 +33,15 @@ class SeeingGeneration(GenerationMixin):
         """
         pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("vision_features", None)
         visual = kwargs.pop("visual", None)
-        past = kwargs.get("past_key_values")
+        if (past := kwargs.pop("past_key_values", None) or kwargs.pop("cache", None)) is not None:
+            kwargs[CACHE] = past
         with_image = any(v is not None for v in (pixels, features, visual))
         if not with_image and not (isinstance(past, TsugikiCache) and past.has_image):
-            refuse_imageless_placeholders(kwargs.pop("token_kind", None))
+            refuse_imageless_placeholders(kwargs.get("token_kind"))
+            if self.on_text:
+                ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+                return super().generate(ids, *args, **kwargs)  # type: ignore[misc]
+            kwargs.pop("token_kind", None)
             for name in ("image_index", "mm_token_type_ids"):
                 kwargs.pop(name, None)
             return self.language_model.generate(inputs, *args, **kwargs)

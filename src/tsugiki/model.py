@@ -21,13 +21,13 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, Generati
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tsugiki.configuration import TsugikiConfig, TsugikiOutput
+from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
 from tsugiki.decoder import DecoderSpec
 from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft
 from tsugiki.grafts._context import KEYWORD, Context, TsugikiCache
-from tsugiki.types import TEXT, Guarantee, How, ImageSource, Message, Sample, VisualTokens
+from tsugiki.types import PAD, TEXT, Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
 
 
@@ -48,7 +48,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
     input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
@@ -101,6 +101,11 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
     @property
     def prefix_exact(self) -> bool:
         return self.guarantee == "exact" and all(cast(Graft, g).prefix_exact for g in self.grafts)
+
+    @property
+    def on_text(self) -> bool:
+        """Whether any graft also acts on requests without an image."""
+        return any(cast(Graft, g).on_text for g in self.grafts)
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -227,13 +232,14 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         vision_features: Tensor | None = None,
         visual: VisualTokens | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         mm_token_type_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> TsugikiOutput:
         """One forward.
@@ -244,6 +250,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             token_kind, image_index: int64 [B, T] from the processor or collator; without images leave them out.
             pixel_values: float [N, 3, S, S]; or `vision_features` [N, P, V], the tower's cached output; or `visual`.
             labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
+            cache, past_key_values: two names of the same.
             mm_token_type_ids: ignored, for callers that derive it from a processor of transformers.
 
         Raises:
@@ -252,11 +259,13 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         keep = None if labels is None else _label_positions(labels)
         if visual is None and (pixel_values is not None or vision_features is not None):
             visual = self.frontend(pixel_values=pixel_values, features=vision_features)
-        with_image = visual is not None or (isinstance(past_key_values, TsugikiCache) and past_key_values.has_image)
+        past = cache if cache is not None else past_key_values
+        with_image = visual is not None or (isinstance(past, TsugikiCache) and past.has_image)
         common: dict[str, Any] = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         if not with_image:
             refuse_imageless_placeholders(token_kind)
-            common |= {"input_ids": input_ids, "position_ids": position_ids, "past_key_values": past_key_values}
+        if not with_image and not self.on_text:
+            common |= {"input_ids": input_ids, "position_ids": position_ids, CACHE: past}
             common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
             given = _given(common)
             if keep is None:
@@ -266,23 +275,23 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
 
         shape = input_ids.shape if input_ids is not None else cast(Tensor, inputs_embeds).shape[:2]
         device = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).device
-        kinds = token_kind if token_kind is not None else torch.full(shape, TEXT, device=device)
+        kinds = token_kind if token_kind is not None else _text_kinds(attention_mask, shape, device)
         images = image_index if image_index is not None else torch.full(shape, -1, device=device)
         if use_cache is None:
             use_cache = labels is None and not self.training and bool(self.language_model.config.use_cache)
-        cache = self._cache(past_key_values, use_cache, shape, device)
+        cache = self._cache(past, use_cache, attention_mask, shape, device)
         context_visual, images = _with_past(cache, visual, images)
         if position_ids is None and "position_ids" in self._llm_keywords:
             position_ids = _positions(attention_mask, shape[1])
-        context = _context.build(kinds, images, context_visual, cache=cache, keep=keep)
-        common |= {"input_ids": self._safe(input_ids), "position_ids": position_ids, "past_key_values": cache}
+        context = _context.build(kinds, images, context_visual, position_ids=position_ids, cache=cache, keep=keep)
+        common |= {"input_ids": self._safe(input_ids), "position_ids": position_ids, CACHE: cache}
         common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, KEYWORD: context}
         with _context.running(context):
             output = self.language_model(**_given(common))
         return self._scored(output, labels, keep, num_items_in_batch)
 
     def _cache(
-        self, past: Cache | None, use_cache: bool, shape: Sequence[int], device: torch.device
+        self, past: Cache | None, use_cache: bool, mask: Tensor | None, shape: Sequence[int], device: torch.device
     ) -> TsugikiCache | None:
         if past is None and not use_cache:
             return None
@@ -293,7 +302,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         cache = TsugikiCache(past)
         length = int(past.get_seq_length())
         if length:  # a conversation that began without an image
-            text = torch.full((shape[0], length), TEXT, device=device)
+            past_mask = mask[:, :length] if mask is not None and mask.dim() == 2 else None
+            text = _text_kinds(past_mask, (shape[0], length), device)
             cache.append(text, torch.full_like(text, -1))
         return cache
 
@@ -316,10 +326,10 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
     ) -> TsugikiOutput:
         result = TsugikiOutput(
             logits=output.logits,
-            past_key_values=output.get("past_key_values"),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
+        result[CACHE] = cache_of(output)
         if labels is None or keep is None:
             return result
         target = labels.flatten()[keep + 1]  # positions never end a row, see _label_positions
@@ -399,15 +409,23 @@ def _positions(attention_mask: Tensor | None, length: int) -> Tensor | None:
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
 
 
-def _with_past(cache: TsugikiCache | None, visual: VisualTokens | None, images: Tensor) -> tuple[VisualTokens, Tensor]:
+def _text_kinds(attention_mask: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Kinds [B, T] of positions of which nothing is said: text, and padding where the mask is 0."""
+    kinds = torch.full(tuple(shape), TEXT, device=device)
+    if attention_mask is None or attention_mask.dim() != 2:
+        return kinds
+    return kinds.masked_fill(attention_mask[:, -shape[1] :].to(device) == 0, PAD)
+
+
+def _with_past(
+    cache: TsugikiCache | None, visual: VisualTokens | None, images: Tensor
+) -> tuple[VisualTokens | None, Tensor]:
     """All images so far, and this forward's image numbers into them."""
     if cache is None:
-        assert visual is not None
         return visual, images
     if visual is not None:
         before = cache.add_images(visual)
         images = torch.where(images >= 0, images + before, images)
-    assert cache.visual is not None
     return cache.visual, images
 
 

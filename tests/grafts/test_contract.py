@@ -20,13 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tsugiki
 from tsugiki import grafts
+from tsugiki.configuration import cache_of
 from tsugiki.errors import UnsupportedError
 from tsugiki.grafts._base import Graft, Site
 from tsugiki.grafts._context import current
 from tsugiki.testing import FAMILIES, TinyTower, tiny_model
 from tsugiki.types import TEXT
 
-SMALL: dict[str, dict[str, Any]] = {"cross_attention": {"every": 2, "heads": 2, "ffn_ratio": 1.0}}
+SMALL: dict[str, dict[str, Any]] = {
+    "cross_attention": {"every": 2, "heads": 2, "ffn_ratio": 1.0},
+    "wings": {"rank": 4, "width": 64},
+}
 MIXED = [[3, "i", 4, "i", 2], [5, "i", 6], [9], [2, "i", 3]]
 
 
@@ -196,8 +200,8 @@ def test_4_a_prompt_may_be_read_in_parts(model: Any) -> None:
         piece = {k: inputs[k][:, start:end] for k in ("input_ids", "token_kind", "image_index")}
         with torch.no_grad():
             mask = inputs["attention_mask"][:, :end]
-            out = model(**piece, attention_mask=mask, visual=visual, past_key_values=cache, use_cache=True)
-        cache, _ = out.past_key_values, parts.append(out.logits)
+            out = model(**piece, attention_mask=mask, visual=visual, cache=cache, use_cache=True)
+        cache, _ = out.cache, parts.append(out.logits)
     close(torch.cat(parts, 1), whole, 5e-5)
 
 
@@ -214,7 +218,7 @@ def test_4_a_second_turn_with_a_second_picture(model: Any) -> None:
             **second,
             attention_mask=inputs["attention_mask"],
             pixel_values=inputs["pixel_values"][1:],
-            past_key_values=one.past_key_values,
+            cache=one.cache,
             use_cache=True,
         )
     close(torch.cat([one.logits, two.logits], 1), whole, 5e-5)
@@ -231,7 +235,7 @@ def test_4_a_picture_after_a_conversation_of_text(model: Any) -> None:
             **rest,
             attention_mask=inputs["attention_mask"],
             pixel_values=inputs["pixel_values"],
-            past_key_values=text.past_key_values,
+            cache=cache_of(text),
             use_cache=True,
         )
     close(torch.cat([text.logits, out.logits], 1), whole, 5e-5)
@@ -241,14 +245,14 @@ def test_4_a_cache_refuses_another_branch_and_follows_its_rows(model: Any) -> No
     wake(model)
     inputs = request(model, MIXED, side="left")
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True).cache
     with pytest.raises(tsugiki.errors.PromptError, match="branch"):
         cache.refuse_other_branch("grounding")
     step = torch.full((2, 1), 9)
     rows = torch.tensor([3, 0])
     cache.batch_select_indices(rows)
     mask = torch.cat([inputs["attention_mask"][rows], torch.ones(2, 1, dtype=torch.long)], 1)
-    got = logits(model, {"input_ids": step, "attention_mask": mask}, past_key_values=cache, use_cache=True)
+    got = logits(model, {"input_ids": step, "attention_mask": mask}, cache=cache, use_cache=True)
     for i, row in enumerate(rows.tolist()):
         single, _ = alone(inputs, row, "left")
         added = {"input_ids": 9, "attention_mask": 1, "token_kind": TEXT, "image_index": -1}

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tsugiki.configuration import CACHE, cache_of
 from tsugiki.data.collate import Item
 from tsugiki.data.prompt import IGNORE, Encoded
 from tsugiki.errors import DataError
@@ -127,7 +128,7 @@ class OptionScorer:
         """The cache [1 row] of a text that prompts begin with; only the last one is kept."""
         if self._head[0] != ids:
             output = self.llm(input_ids=torch.tensor([ids], device=next(self.llm.parameters()).device), use_cache=True)
-            self._head = ids, output.past_key_values
+            self._head = ids, cache_of(output)
         return copy.deepcopy(self._head[1])
 
 
@@ -214,8 +215,8 @@ class _Chunk:
             cache = self.scorer.head_cache(self.rows[0].prefix.input_ids[:head])
             cache.batch_select_indices(torch.zeros(len(items), dtype=torch.long, device=self.device))
             inputs |= {k: inputs[k][:, head:] for k in ("input_ids", "token_kind", "image_index") if k in inputs}
-        output = self.llm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return _log_softmax(output.logits[:, -1]).cpu(), output.past_key_values
+        output = self.llm(**inputs, use_cache=True, logits_to_keep=1, **{CACHE: cache})
+        return _log_softmax(output.logits[:, -1]).cpu(), cache_of(output)
 
     def _shared_head(self) -> int:
         """How many tokens all prompts begin with before any picture (the system prompt, mostly): these run once.
@@ -260,7 +261,7 @@ class _Chunk:
             counts[r, :n] = torch.tensor(self.rows[b].scored[k][1:])
         # Right padding comes after every token that counts, so causality keeps it out; the mask can be all ones.
         inputs = {"input_ids": fed, "attention_mask": torch.ones(len(pairs), self.prefix + width, dtype=torch.long)}
-        output = self.llm(**self._placed(inputs | self._kinds(fed)), past_key_values=cache, use_cache=True)
+        output = self.llm(**self._placed(inputs | self._kinds(fed)), use_cache=True, **{CACHE: cache})
         here = counts.nonzero()  # [number of labels, 2]
         logprobs = _log_softmax(output.logits[counts.to(self.device)])
         gained = logprobs.gather(1, target[counts][:, None].to(self.device))[:, 0].double().cpu()

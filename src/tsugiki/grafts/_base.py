@@ -1,7 +1,8 @@
 """What every graft is: its own weights, and the places of the LLM where they act.
 
 A graft never changes the LLM's module tree or state-dict keys; attaching puts hooks, detaching takes them away again.
-A site does nothing unless the running request has an image. Shapes: B rows, T positions, D width of the LLM.
+A site does nothing unless the running request has an image, or the site says `on_text`.
+Shapes: B rows, T positions, D width of the LLM.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Site:
     module: nn.Module
     function: Callable[..., Any]
     name: str = ""
+    on_text: bool = False
+    """Whether the site runs on requests without an image too: then the graft's guarantee is `bounded`."""
 
 
 class Graft(nn.Module):
@@ -55,6 +58,8 @@ class Graft(nn.Module):
     """Whether tokens before the first image have the base's logits."""
     GUARANTEE: ClassVar[Guarantee] = "exact"
     HOW: ClassVar[How] = "untouched"
+    ADJUSTABLE: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the config that a stage of a recipe may set: they change no shape of any weight."""
 
     def __init__(self, config: Any, decoder: DecoderSpec) -> None:
         super().__init__()
@@ -76,6 +81,15 @@ class Graft(nn.Module):
     @property
     def prefix_exact(self) -> bool:
         return self.PREFIX_EXACT
+
+    @property
+    def on_text(self) -> bool:
+        """Whether the graft also acts on requests without an image."""
+        return False
+
+    def parts(self) -> dict[str, list[str]]:
+        """Sub-parts that may train at their own rate: name -> the names of their parameters."""
+        return {}
 
     def sites(self, decoder: DecoderSpec) -> Iterator[Site]:
         """Yield the places where this graft acts.
@@ -106,8 +120,8 @@ class Graft(nn.Module):
             self._removers.pop()()
 
 
-def _active(context: Context | None) -> TypeGuard[Context]:
-    return context is not None and context.visual is not None
+def _active(context: Context | None, on_text: bool = False) -> TypeGuard[Context]:
+    return context is not None and (context.visual is not None or (on_text and context.kinds is not None))
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -131,7 +145,7 @@ def _with_first(output: Any, y: Tensor) -> Any:
 def _before(site: Site) -> Callable[[], None]:
     def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         context = kwargs.get(KEYWORD) or current()
-        if not _active(context):
+        if not _active(context, site.on_text):
             return None
         return _with_hidden(args, kwargs, site.function(_hidden(args, kwargs), context))
 
@@ -141,7 +155,7 @@ def _before(site: Site) -> Callable[[], None]:
 def _after(site: Site) -> Callable[[], None]:
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         context = kwargs.get(KEYWORD) or current()
-        if not _active(context):
+        if not _active(context, site.on_text):
             return None
         return _with_first(output, site.function(_first(output), _hidden(args, kwargs), context))
 
@@ -151,7 +165,7 @@ def _after(site: Site) -> Callable[[], None]:
 def _embed(site: Site) -> Callable[[], None]:
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
         context = current()
-        if not _active(context):
+        if not _active(context, site.on_text):
             return None
         return site.function(output, args[0] if args else kwargs["input"], context)
 
@@ -165,7 +179,7 @@ def _nest(function: Callable[..., Tensor], call: Callable[[Tensor], Tensor], con
 def _around(site: Site) -> Callable[[], None]:
     """Replace the instance's `forward`; nested sites call each other, and may be taken off in any order."""
     module: Any = site.module
-    chain: list[Callable[..., Any]] | None = module.__dict__.get("_tsugiki_around")
+    chain: list[Site] | None = module.__dict__.get("_tsugiki_around")
     if chain is None:
         chain = []
         original = module.forward
@@ -174,7 +188,8 @@ def _around(site: Site) -> Callable[[], None]:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             context = kwargs.get(KEYWORD) or current()
-            if not _active(context):
+            sites = [s for s in chain if _active(context, s.on_text)]
+            if not sites or context is None:
                 return original(*args, **kwargs)
             whole: Any = None  # everything the original gave, where it gave more than hidden states
 
@@ -185,8 +200,8 @@ def _around(site: Site) -> Callable[[], None]:
                 return _first(whole)
 
             run: Callable[[Tensor], Tensor] = call
-            for function in chain:
-                run = partial(_nest, function, run, context)
+            for acting in sites:
+                run = partial(_nest, acting.function, run, context)
             y = run(_hidden(args, kwargs))  # sets `whole`
             return _with_first(whole, y)
 
@@ -199,10 +214,10 @@ def _around(site: Site) -> Callable[[], None]:
                 module.__dict__["forward"] = original
 
         module.__dict__["_tsugiki_restore"] = restore
-    chain.append(site.function)
+    chain.append(site)
 
     def remove() -> None:
-        chain.remove(site.function)
+        chain.remove(site)
         if not chain:
             module.__dict__.pop("_tsugiki_restore")()
 
@@ -253,17 +268,18 @@ def _register(implementation: str) -> str:
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
             eager: Any = getattr(importlib.import_module(type(module).__module__), "eager_attention_forward", None)
             original = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-            chain: list[Callable[..., Any]] = module.__dict__.get("_tsugiki_attention", [])
+            chain: list[Site] = module.__dict__.get("_tsugiki_attention", [])
             context = kwargs.get(KEYWORD) or current()
-            if not _active(context) or not chain:
+            sites = [s for s in chain if _active(context, s.on_text)]
+            if not sites or context is None:
                 return original(module, query, key, value, *args, **kwargs)
 
             def run(q: Tensor, k: Tensor, v: Tensor, **changes: Any) -> Any:
                 return original(module, q, k, v, *args, **{**kwargs, **changes})
 
             call: Callable[..., Any] = run
-            for function in chain:
-                call = partial(_nest_attention, function, call, context, dict(kwargs))
+            for acting in sites:
+                call = partial(_nest_attention, acting.function, call, context, dict(kwargs))
             return call(query, key, value)
 
         ALL_ATTENTION_FUNCTIONS.register(name, attend)
@@ -275,10 +291,10 @@ def _attention(site: Site) -> Callable[[], None]:
     chain = module.__dict__.setdefault("_tsugiki_attention", [])
     if not chain:
         module.config = _AttentionConfig(module.config)
-    chain.append(site.function)
+    chain.append(site)
 
     def remove() -> None:
-        chain.remove(site.function)
+        chain.remove(site)
         if not chain:
             module.config = object.__getattribute__(module.config, "_wrapped")
             del module.__dict__["_tsugiki_attention"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tsugiki.errors import PromptError
-from tsugiki.types import IMAGE, VisualTokens
+from tsugiki.types import IMAGE, PAD, VisualTokens
 
 KEYWORD = "tsugiki"
 """Name of the keyword under which the context goes through the LLM's forward."""
@@ -28,15 +28,19 @@ class Context:
     """One forward's request. Grafts read it; nothing writes it."""
 
     visual: VisualTokens | None
-    """Visual tokens [N, M, D] of all images so far; None = no image in the request: no graft runs."""
+    """Visual tokens [N, M, D] of all images so far; None = no image in the request: only sites `on_text` run."""
     token_kind: Tensor | None = None  # int64 [B, T]
     image_index: Tensor | None = None  # int64 [B, T], row of `visual` at image positions, else -1
     image_offset: Tensor | None = None  # int64 [B, T], which of an image's visual tokens, 0 elsewhere
     row_images: Tensor | None = None  # int64 [B, K], rows of `visual` that a row holds, in order, -1 = none
     visible: Tensor | None = None  # bool [B, T, K], True where the image begins at or before the position
+    kinds: Tensor | None = None  # int64 [B, S], of past and present; None = a text request that no graft sees
+    positions: Tensor | None = None  # int64 [B, S], position ids of past and present
     cache: TsugikiCache | None = None
     branch: str = "image"
     keep: Tensor | None = None  # int64 [L], positions of the flattened [B * T] that the head has to score; None = all
+    notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What one site of a graft leaves for another within this forward, under names that begin with the graft's."""
 
     @property
     def has_image(self) -> bool:
@@ -75,7 +79,7 @@ class TsugikiCache(Cache):
     """An LLM's cache and the state of a request with images: kinds and images of past positions, visual tokens, branch.
 
     It shares the layers of the cache it is made from: dynamic, static and sliding layers all work. `slots` is where a
-    graft keeps tensors with a leading batch dimension (keys and values of inserted layers, codes of learners).
+    graft keeps what it knows of past positions (codes of learners, say): tensors [B, P, ...] of the last P positions.
     """
 
     def __init__(self, inner: Cache, *, branch: str = "image") -> None:
@@ -84,6 +88,7 @@ class TsugikiCache(Cache):
         self.branch = branch
         self.token_kind: Tensor | None = None  # int64 [B, S]
         self.image_index: Tensor | None = None  # int64 [B, S]
+        self.positions: Tensor | None = None  # int64 [B, S]
         self.visual: VisualTokens | None = None
         self.slots: dict[str, Tensor] = {}
         self._added: list[tuple[VisualTokens, int]] = []
@@ -112,13 +117,22 @@ class TsugikiCache(Cache):
         self.visual = VisualTokens(tokens, mask)
         return before
 
-    def append(self, token_kind: Tensor, image_index: Tensor) -> None:
-        """Remember the kinds and images of the positions of this forward, [B, T] each."""
-        if self.token_kind is None or self.image_index is None:
-            self.token_kind, self.image_index = token_kind, image_index
+    def append(self, token_kind: Tensor, image_index: Tensor, positions: Tensor | None = None) -> None:
+        """Remember the kinds, images and position ids of the positions of this forward, [B, T] each."""
+        if positions is None:
+            positions = positions_of(token_kind, self.positions)
+        if self.token_kind is None or self.image_index is None or self.positions is None:
+            self.token_kind, self.image_index, self.positions = token_kind, image_index, positions
         else:
             self.token_kind = torch.cat([self.token_kind, token_kind], dim=1)
             self.image_index = torch.cat([self.image_index, image_index], dim=1)
+            self.positions = torch.cat([self.positions, positions], dim=1)
+
+    def extend(self, slot: str, new: Tensor) -> Tensor:
+        """Append what a graft knows of this forward's positions [B, T, ...]; returns all it knows, [B, P, ...]."""
+        past = self.slots.get(slot)
+        self.slots[slot] = new if past is None else torch.cat([past.to(new.dtype), new], dim=1)
+        return self.slots[slot]
 
     def refuse_other_branch(self, branch: str) -> None:
         """Hidden states differ by branch, so their keys and values are not interchangeable.
@@ -134,8 +148,9 @@ class TsugikiCache(Cache):
             )
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self.token_kind is not None and self.image_index is not None:
+        if self.token_kind is not None and self.image_index is not None and self.positions is not None:
             self.token_kind, self.image_index = change(self.token_kind), change(self.image_index)
+            self.positions = change(self.positions)
         self.slots = {name: change(tensor) for name, tensor in self.slots.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -154,12 +169,15 @@ class TsugikiCache(Cache):
         super().crop(*args, **kwargs)
         # The meaning of the argument changed between transformers versions; the length after the crop did not.
         length = int(self.get_seq_length())
-        if self.token_kind is not None and self.image_index is not None:
+        if self.token_kind is not None and self.image_index is not None and self.positions is not None:
+            gone = self.token_kind.shape[1] - length
             self.token_kind, self.image_index = self.token_kind[:, :length], self.image_index[:, :length]
+            self.positions = self.positions[:, :length]
+            self.slots = {name: tensor[:, : max(tensor.shape[1] - gone, 0)] for name, tensor in self.slots.items()}
 
     def reset(self) -> None:
         super().reset()  # type: ignore[no-untyped-call]
-        self.token_kind = self.image_index = self.visual = None
+        self.token_kind = self.image_index = self.positions = self.visual = None
         self.slots, self._added = {}, []
 
 
@@ -169,32 +187,55 @@ def _mask(visual: VisualTokens) -> Tensor:
     return torch.ones(visual.tokens.shape[:2], dtype=torch.bool, device=visual.tokens.device)
 
 
+def positions_of(token_kind: Tensor, past: Tensor | None = None) -> Tensor:
+    """Position ids that padding does not shift: kinds [B, T], past position ids [B, S - T] -> [B, T]."""
+    real = token_kind != PAD
+    before = real.new_zeros((len(real), 1), dtype=torch.long) if past is None else past.amax(1, keepdim=True) + 1
+    return (before + real.long().cumsum(1) - 1).clamp(min=0)
+
+
 def build(
     token_kind: Tensor,
     image_index: Tensor,
-    visual: VisualTokens,
+    visual: VisualTokens | None,
     *,
+    position_ids: Tensor | None = None,
     cache: TsugikiCache | None = None,
     keep: Tensor | None = None,
     branch: str = "image",
 ) -> Context:
-    """The context of a forward with images, past positions taken from `cache`.
+    """The context of a forward, past positions taken from `cache`.
 
     Args:
         token_kind: int64 [B, T] of this forward.
         image_index: int64 [B, T] into `visual`, -1 for none.
-        visual: all images so far, [N, M, D].
+        visual: all images so far, [N, M, D]; None for a text request.
+        position_ids: int64 [B, T] or [1, T]; counted from the kinds where they are not given.
 
     Raises:
         PromptError: the image placeholders and the visual tokens differ in number.
     """
+    positions = None if position_ids is None else position_ids.expand_as(token_kind)
     if cache is not None:
         cache.refuse_other_branch(branch)
-        cache.append(token_kind, image_index)
-        kinds, images = cache.token_kind, cache.image_index
+        cache.append(token_kind, image_index, positions)
+        kinds, images, positions = cache.token_kind, cache.image_index, cache.positions
         assert kinds is not None and images is not None
     else:
         kinds, images = token_kind, image_index
+        positions = positions if positions is not None else positions_of(token_kind)
+    whole = Context(
+        visual=visual,
+        token_kind=token_kind,
+        image_index=image_index,
+        kinds=kinds,
+        positions=positions,
+        cache=cache,
+        branch=branch,
+        keep=keep,
+    )
+    if visual is None:
+        return whole
     if (last := int(images.max())) >= len(visual):
         raise PromptError(
             f"the prompt speaks of image number {last + 1}",
@@ -204,19 +245,10 @@ def build(
     new = token_kind.shape[1]
     first = first_positions(images, len(visual))  # [B, N]
     row_images, start = _row_images(first, images.shape[1])
-    positions = torch.arange(kinds.shape[1] - new, kinds.shape[1], device=kinds.device)
-    visible = (start[:, None, :] <= positions[None, :, None]) & (row_images >= 0)[:, None, :]  # [B, T, K]
-    return Context(
-        visual=visual,
-        token_kind=token_kind,
-        image_index=image_index,
-        image_offset=_offsets(kinds, images, first, visual.per_image)[:, -new:],
-        row_images=row_images,
-        visible=visible,
-        cache=cache,
-        branch=branch,
-        keep=keep,
-    )
+    places = torch.arange(kinds.shape[1] - new, kinds.shape[1], device=kinds.device)
+    visible = (start[:, None, :] <= places[None, :, None]) & (row_images >= 0)[:, None, :]  # [B, T, K]
+    offsets = _offsets(kinds, images, first, visual.per_image)[:, -new:]
+    return replace(whole, image_offset=offsets, row_images=row_images, visible=visible)
 
 
 def first_positions(images: Tensor, n: int) -> Tensor:
