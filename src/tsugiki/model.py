@@ -329,7 +329,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
-        result[CACHE] = cache_of(output)
+        if (cache := cache_of(output)) is not None:
+            result[CACHE] = cache
         if labels is None or keep is None:
             return result
         target = labels.flatten()[keep + 1]  # positions never end a row, see _label_positions
