@@ -104,16 +104,16 @@ def test_it_ends_before_a_picture_a_label_padding_and_any_difference() -> None:
 def test_it_is_left_out_where_it_would_be_wrong_or_not_worth_it() -> None:
     built = model()
     inputs, share = batch(built), SharedPrefix(built)
-    assert "past_key_values" in share(inputs)
+    assert "cache" in share(inputs)
     unknown = share({**inputs, "position_ids": torch.zeros(1)})
-    assert "past_key_values" not in unknown
+    assert "cache" not in unknown
     short = {k: v[:, SHARED - 3 :] if k not in {"pixel_values"} else v for k, v in inputs.items()}
-    assert common(short) == 3 and "past_key_values" not in share(short)
+    assert common(short) == 3 and "cache" not in share(short)
     built.language_model.requires_grad_(True)
-    assert "past_key_values" not in share(inputs)
+    assert "cache" not in share(inputs)
     built.language_model.requires_grad_(False)
     built.grafts[0].__class__ = type("Early", (type(built.grafts[0]),), {"PREFIX_EXACT": False})
-    assert "past_key_values" not in share(inputs)
+    assert "cache" not in share(inputs)
 
 
 def test_a_prefix_runs_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_the_recipe_decides(
 
     def spying(name: str, **_: Any) -> Any:
         def spy(built: Any, inputs: Any, items: Any) -> Tensor:
-            seen.append("past_key_values" in inputs)
+            seen.append("cache" in inputs)
             return losses.per_token(built, inputs, items)
 
         return spy

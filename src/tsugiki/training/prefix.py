@@ -38,13 +38,13 @@ class SharedPrefix:
         self._known: OrderedDict[tuple[int, ...], DynamicCache] = OrderedDict()
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The forward's keywords, with `past_key_values` where a prefix is shared, else as they came."""
+        """The forward's keywords, with `cache` where a prefix is shared, else as they came."""
         length = common(inputs) if _KNOWN.issuperset(inputs) and constant(self.model) else 0
         past = self._past(inputs["input_ids"], length) if length >= LEAST else None
         if past is None:
             return dict(inputs)
         rest = {name: inputs[name][:, length:] for name in _BY_POSITION}
-        return {**inputs, **rest, "past_key_values": past, "use_cache": True}
+        return {**inputs, **rest, "cache": past, "use_cache": True}
 
     def _past(self, input_ids: Tensor, length: int) -> DynamicCache | None:
         """A cache of B rows, or None where the LLM keeps more than keys and values."""
@@ -52,7 +52,7 @@ class SharedPrefix:
         if ids not in self._known:
             cache = DynamicCache(config=self.model.language_model.config)
             with torch.no_grad():  # a request without an image: the LLM alone, under the forward's own autocast
-                self.model(input_ids=input_ids[:1, :length], past_key_values=cache, use_cache=True)
+                self.model(input_ids=input_ids[:1, :length], cache=cache, use_cache=True)
             self._known[ids] = cache
             if len(self._known) > REMEMBER:
                 self._known.popitem(last=False)
