@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tsugiki.errors import PromptError
-from tsugiki.types import IMAGE, PAD, VisualTokens
+from tsugiki.types import DEMO, IMAGE, PAD, VisualTokens
 
 KEYWORD = "tsugiki"
 """Name of the keyword under which the context goes through the LLM's forward."""
@@ -36,6 +36,7 @@ class Context:
     visible: Tensor | None = None  # bool [B, T, K], True where the image begins at or before the position
     kinds: Tensor | None = None  # int64 [B, S], of past and present; None = a text request that no graft sees
     positions: Tensor | None = None  # int64 [B, S], position ids of past and present
+    image_tokens: tuple[int, int] = (0, 0)  # fewest and most image and demo positions of a row, past and present
     cache: TsugikiCache | None = None
     branch: str = "image"
     keep: Tensor | None = None  # int64 [L], positions of the flattened [B * T] that the head has to score; None = all
@@ -230,6 +231,7 @@ def build(
         image_index=image_index,
         kinds=kinds,
         positions=positions,
+        image_tokens=_fewest_and_most((kinds == IMAGE) | (kinds == DEMO)),
         cache=cache,
         branch=branch,
         keep=keep,
@@ -249,6 +251,12 @@ def build(
     visible = (start[:, None, :] <= places[None, :, None]) & (row_images >= 0)[:, None, :]  # [B, T, K]
     offsets = _offsets(kinds, images, first, visual.per_image)[:, -new:]
     return replace(whole, image_offset=offsets, row_images=row_images, visible=visible)
+
+
+def _fewest_and_most(where: Tensor) -> tuple[int, int]:
+    """How many positions of a row [B, S] are True."""
+    fewest, most = torch.stack(where.sum(1).aminmax()).tolist()
+    return int(fewest), int(most)
 
 
 def first_positions(images: Tensor, n: int) -> Tensor:

@@ -40,6 +40,7 @@ class Rotary:
                 expected="a function apply_rotary_pos_emb beside its attention",
                 fix="Use the projector or cross_attention graft.",
             )
+        self._half = _turns_halves(self._apply)
         if "layer_type" in inspect.signature(self._module.forward).parameters:
             self._types = list(decoder.config.layer_types)
 
@@ -70,12 +71,101 @@ class Rotary:
         cos, sin = self._module(like, positions, kind) if self._types is not None else self._module(like, positions)
         return cos, sin
 
-    def turn(self, x: Tensor, tables: Tables) -> Tensor:
-        """Rotate x [..., B, H, T, K] by its positions' tables."""
+    def turn(self, x: Tensor, tables: Tables, tail: Tensor) -> Tensor:
+        """Rotate heads by their positions, and widen them.
+
+        Args:
+            x: [..., B, T, H, K].
+            tail: broadcasts to [..., B, H, T, E], the further channels; it takes no gradient.
+
+        Returns:
+            [..., B, H, T, K + E].
+        """
+        if self._half:
+            return widen(x, tail, tables)
         assert self._apply is not None
+        x = x.transpose(-2, -3)
         # The LLM's function takes a query and a key; the second one is as small as it may be.
         turned, _ = self._apply(x, x[..., :1, :, :], *tables)
-        return turned  # type: ignore[no-any-return]
+        return torch.cat([turned, tail.expand(*x.shape[:-1], tail.shape[-1])], -1)
+
+
+def widen(x: Tensor, tail: Tensor, tables: Tables | None = None) -> Tensor:
+    """x [..., B, T, H, K] -> [..., B, H, T, K + E]: halves of heads rotated where there are tables, `tail` appended."""
+    widened: Tensor = _Widen.apply(x, tail, *(tables or (None, None)))  # type: ignore[no-untyped-call]
+    return widened
+
+
+def narrow(x: Tensor, width: int) -> Tensor:
+    """The reverse without rotation: x [B, H, T, K + E] -> [B, T, H * K] with `width` = K."""
+    narrowed: Tensor = _Narrow.apply(x, width)  # type: ignore[no-untyped-call]
+    return narrowed
+
+
+class _Widen(torch.autograd.Function):
+    """One pass over the memory where separate operators would make six, and twelve backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tail: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.tail = tail.shape[-1]
+        heads, width = x.transpose(-2, -3), x.shape[-1]
+        out = x.new_empty(*heads.shape[:-1], width + tail.shape[-1])
+        _rotate(heads, out, cos, sin)
+        out[..., width:] = tail
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  #
+        cos, sin = ctx.saved_tensors
+        width = grad.shape[-1] - ctx.tail
+        back = grad.new_empty(*grad.shape[:-3], grad.shape[-2], grad.shape[-3], width)
+        _rotate(grad[..., :width], back.transpose(-2, -3), cos, None if sin is None else -sin)
+        return back, None, None, None
+
+
+class _Narrow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, width: int) -> Tensor:
+        ctx.heads, ctx.extra = x.shape[1], x.shape[-1] - width
+        return x[..., :width].transpose(1, 2).flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  #
+        heads = grad.unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
+        back = grad.new_empty(*heads.shape[:-1], heads.shape[-1] + ctx.extra)
+        back[..., : heads.shape[-1]] = heads
+        back[..., heads.shape[-1] :] = 0
+        return back, None
+
+
+def _rotate(x: Tensor, out: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
+    """Write the rotated x [..., B, H, T, K] into the first K channels of `out`; tables [B, T, R], halves alike."""
+    width, rotated = x.shape[-1], 0
+    if cos is not None and sin is not None:
+        half, rotated = cos.shape[-1] // 2, cos.shape[-1]
+        c, s = (t[:, None, :, :half].to(x.dtype) for t in (cos, sin))  # [B, 1, T, R / 2]
+        for mine, other, sign in (
+            (slice(0, half), slice(half, rotated), -1),
+            (slice(half, rotated), slice(0, half), 1),
+        ):
+            torch.mul(x[..., mine], c, out=out[..., mine]).addcmul_(x[..., other], s, value=sign)
+    if rotated < width:
+        out[..., rotated:width] = x[..., rotated:]
+
+
+def _turns_halves(apply: Callable[..., Any]) -> bool:
+    """Whether a rotation function pairs a head's channel i with i + R / 2, as most do (and not with i + 1)."""
+    x, angle = torch.arange(1.0, 9.0).reshape(1, 1, 1, 8), torch.tensor([[[0.1, 0.2, 0.3]]])
+    cos, sin = (torch.cat([f(angle), f(angle)], -1) for f in (torch.cos, torch.sin))
+    try:
+        theirs, _ = apply(x, x, cos, sin)
+    except (RuntimeError, TypeError):  # it takes no partial rotation
+        angle = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]])
+        cos, sin = (torch.cat([f(angle), f(angle)], -1) for f in (torch.cos, torch.sin))
+        theirs, _ = apply(x, x, cos, sin)
+    ours = widen(x, x.new_zeros(0), (cos, sin))
+    return theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=1e-6)
 
 
 def _find(decoder: DecoderSpec) -> nn.Module | None:

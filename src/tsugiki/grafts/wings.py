@@ -17,24 +17,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import InputError, UnsupportedError
 from tsugiki.grafts._base import Graft as Base
 from tsugiki.grafts._base import Site
 from tsugiki.grafts._context import Context
-from tsugiki.grafts._rotary import Rotary, Tables
-from tsugiki.grafts._statistics import attend
+from tsugiki.grafts._learners import LEARNERS, Keys, Learners, Router, lay_out
+from tsugiki.grafts._rotary import Rotary
 from tsugiki.types import DEMO, IMAGE, PAD, TEXT, Guarantee
 
 PAPER = "arXiv:2406.03496"
 CODE = "https://github.com/AIDC-AI/Wings"
 LICENSE = "Apache-2.0"
-
-LEARNERS = ("visual", "textual")
-FACTORS = ("q", "k", "v", "o")
-CHANNELS = 8  # a head's width grows by these; two of them say which keys a learner may read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,146 +64,6 @@ class Config:
     compat: Literal["reference"] | None = None
     """`reference`: the arithmetic of the released code for its weights: doubled output, image keys visible from before
     the image too. Needs `llm: trainable`."""
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What all layers share in one forward. Order of the channels and of the last axes: visual, textual."""
-
-    features: Tensor  # float [B, P, D], input of layer 0
-    kind: Tensor  # float [B, P, 2], 1 where the position is a key of the learner
-    bias: Tensor  # float [B, 1, P, CHANNELS], added to the scores of a learner by its own channel
-    mask: Tensor | None  # bool [T, P], True = not later than the query; None where the kernel's own causality is right
-    reads: Tensor  # float [B, T, 2], 1 where the token has any key of the learner
-    routed: Tensor  # bool [B, T], True from the first image on: before it, textual learners have weight 1
-    queries: Mapping[str, Tables]  # kind of rotation -> tables of the T queries
-    keys: Mapping[str, Tables]  # ... of the P keys
-
-
-class Learners(nn.Module):
-    """The visual and the textual learner of one layer; second factors start at zero, so they add nothing.
-
-    Args:
-        dim: D.
-        heads: H.
-        rank: r.
-        built: the learners that exist.
-    """
-
-    def __init__(self, dim: int, heads: int, rank: int, built: tuple[str, ...]) -> None:
-        super().__init__()
-        self.heads, self.rank, self.built = heads, rank, built
-        for learner in built:
-            for factor in FACTORS:
-                down = nn.Parameter(nn.init.trunc_normal_(torch.empty(rank, dim), std=0.02))
-                self.register_parameter(f"{learner}_{factor}_down", down)
-                self.register_parameter(f"{learner}_{factor}_up", nn.Parameter(torch.zeros(dim, rank)))
-
-    def _factors(self, name: str, active: tuple[str, ...]) -> list[Tensor]:
-        return [getattr(self, f"{learner}_{name}") for learner in active]
-
-    def codes(self, features: Tensor, kind: Tensor, active: tuple[str, ...]) -> Tensor:
-        """features [B, P, D] -> [B, P, 2r]: low-rank parts of key and value, of the learner whose key it is."""
-        down = torch.cat([*self._factors("k_down", active), *self._factors("v_down", active)])
-        codes = F.linear(features, down).unflatten(-1, (2, len(active), self.rank))  # [B, P, k|v, learner, r]
-        own: Tensor = (codes * kind[..., None, :, None]).sum(-2).flatten(-2)
-        return own
-
-    def forward(
-        self,
-        x: Tensor,
-        keys: Keys,
-        gate: Tensor,
-        rotary: Rotary | None,
-        rotation: str,
-        active: tuple[str, ...],
-        store: Callable[[Tensor], Tensor],
-        new: int,
-        see_later: bool,
-    ) -> Tensor:
-        """What is added to the attention's output.
-
-        Args:
-            x: queries [B, T, D].
-            gate: [B, T, learners], their weights; 0 where a token has no key.
-            rotation: the kind of this layer's rotary tables.
-            active: the learners that take part.
-            store: takes the codes of the last `new` positions, [B, new, 2r], and returns those of all P.
-            see_later: whether image keys are visible from before the image (released code).
-
-        Returns:
-            [B, T, D] in the dtype of the weights.
-        """
-        b, t, d = x.shape
-        n, heads = len(active), self.heads
-        index = [LEARNERS.index(a) for a in active]
-        kind = keys.kind[..., index]  # [B, P, n]
-        codes = store(self.codes(keys.features[:, -new:], kind[:, -new:], active)).unflatten(-1, (2, self.rank))
-        # Each position is a key of one learner at most, so one key and one value tensor serve both.
-        placed = (codes[..., None, :] * kind[:, :, None, :, None]).flatten(-2).permute(2, 0, 1, 3).flatten(1, 2)
-        flat = keys.features.reshape(-1, d)
-        up = [torch.cat(self._factors(f"{f}_up", active), 1).T for f in ("k", "v")]  # [n r, D] each
-        k, v = (torch.addmm(flat, placed[i], up[i]).view(b, -1, heads, d // heads).transpose(1, 2) for i in range(2))
-        low = F.linear(x, torch.cat(self._factors("q_down", active))).view(b * t, n, self.rank).transpose(0, 1)
-        ups = torch.stack(self._factors("q_up", active)).transpose(1, 2)  # [n, r, D]
-        q = torch.baddbmm(x.reshape(1, -1, d).expand(n, -1, -1), low, ups)
-        q = q.view(n, b, t, heads, d // heads).transpose(2, 3)  # [n, B, H, T, K]
-        if rotary is not None:
-            q, k = rotary.turn(q, keys.queries[rotation]), rotary.turn(k, keys.keys[rotation])
-        attended = self._attend(q, k, v, keys, index, see_later)
-        down = self._factors("o_down", active)
-        out = torch.cat(
-            [F.linear(a, w) * gate[..., i : i + 1] for i, (a, w) in enumerate(zip(attended, down, strict=True))], -1
-        )
-        return F.linear(out, torch.cat(self._factors("o_up", active), 1))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Keys, index: list[int], see_later: bool) -> list[Tensor]:
-        """q [n, B, H, T, K], k and v [B, H, P, K] -> n tensors [B, T, D]; an own channel excludes others' keys."""
-        n, b, h, t, width = q.shape
-        chosen = torch.eye(CHANNELS, dtype=q.dtype, device=q.device)[index]  # [n, CHANNELS]
-        q = torch.cat([q, chosen[:, None, None, None].expand(n, b, h, t, CHANNELS)], -1)
-        k = torch.cat([k, keys.bias.expand(b, h, -1, -1)], -1)
-        v = F.pad(v, (0, CHANNELS))
-        found = []
-        for i, learner in enumerate(index):
-            later = see_later and learner == 0
-            causal = t > 1 and keys.mask is None and not later
-            mask = None if later else keys.mask
-            out = F.scaled_dot_product_attention(q[i], k, v, mask, is_causal=causal, scale=width**-0.5)
-            found.append(out[..., :width].transpose(1, 2).reshape(b, t, -1))
-        return found
-
-
-class Router(nn.Module):
-    """Weights of the two learners for each token, from where its attention goes; equal at the start.
-
-    Args:
-        inputs: positions (or segments) that it tells apart.
-    """
-
-    def __init__(self, inputs: int, segments: bool) -> None:
-        super().__init__()
-        self.segments = segments
-        self.weight = nn.Parameter(torch.zeros(2, inputs))
-        self.bias = nn.Parameter(torch.zeros(2))
-
-    def forward(
-        self, call: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, scaling: float, keys: Tensor
-    ) -> tuple[Any, Tensor]:
-        """Run the main attention `call`, and weigh the learners.
-
-        Args:
-            keys: float [B, S, 3], the segment of each key; or int64 [B, S], its position id.
-
-        Returns:
-            The attention's own output, and softmax(SiLU(W u + b)) [B, T, 2], with u the token's attention summed over
-            heads (by position) or averaged (by segment).
-        """
-        channels = keys if self.segments else F.embedding(keys.clamp(max=self.weight.shape[1] - 1), self.weight.T)
-        output, mass = attend(call, q, k, v, channels, scaling)
-        mass = mass.to(self.weight.dtype)
-        scores = F.linear(mass / q.shape[1], self.weight) if self.segments else mass
-        return output, F.silu(scores + self.bias).softmax(-1)
 
 
 class Graft(Base):
@@ -345,9 +200,7 @@ class Graft(Base):
             self.rotary if self.rotary.exists else None,
             self.rotary.kind(index),
             self.active,
-            (lambda new: new) if context.cache is None else partial(context.cache.extend, slot),
-            x.shape[1],
-            self.config.compat is not None,
+            None if context.cache is None else partial(context.cache.extend, slot),
         )
         added: Tensor = y + out.to(y.dtype)
         return added
@@ -366,8 +219,7 @@ class Graft(Base):
 
     def _keys(self, x: Tensor, context: Context) -> Keys:
         assert context.kinds is not None and context.positions is not None
-        dtype = next(self.layers.parameters()).dtype
-        features = x.to(dtype)
+        features = x.to(next(self.layers.parameters()).dtype)
         if context.cache is not None:
             features = context.cache.extend("wings.features", features)
         t, p = x.shape[1], features.shape[1]
@@ -375,26 +227,15 @@ class Graft(Base):
         kinds, positions = context.kinds[:, -p:], context.positions[:, -p:]
         visual = (kinds == IMAGE) | (kinds == DEMO)
         textual = (kinds == TEXT) & started[:, -p:] & (positions >= self.config.exclude_prefix)
-        kind = torch.stack([visual, textual], -1)  # [B, P, 2]
-        reads = (kind.long().cumsum(1) > 0)[:, -t:]
-        if self.config.compat is not None:
-            reads = torch.stack([visual.any(1, keepdim=True).expand(-1, t), reads[..., 1]], -1)
-        rows, columns = torch.arange(p - t, p, device=x.device), torch.arange(p, device=x.device)
-        mask = None if t in (1, p) else columns <= rows[:, None]
-        tables: list[dict[str, Tables]] = [{}, {}]
-        if self.rotary.exists:
-            for name in sorted({self.rotary.kind(i) for i in self.indices}):
-                tables[0][name] = self.rotary.tables(features, positions[:, -t:], name)
-                tables[1][name] = self.rotary.tables(features, positions, name)
-        return Keys(
-            features=features,
-            kind=kind.to(dtype),
-            bias=F.pad(_exclusion(kind, dtype), (0, CHANNELS - 2))[:, None],
-            mask=mask,
-            reads=reads.to(dtype),
+        rotations = sorted({self.rotary.kind(i) for i in self.indices}) if self.rotary.exists else []
+        return lay_out(
+            features,
+            torch.stack([visual, textual], -1),
+            t,
             routed=routed[:, -t:],
-            queries=tables[0],
-            keys=tables[1],
+            tables={name: self.rotary.tables(features, positions, name) for name in rotations},
+            visual_keys=context.image_tokens,
+            see_later=self.config.compat is not None,
         )
 
     def _since_image(self, kinds: Tensor) -> tuple[Tensor, Tensor]:
@@ -414,12 +255,6 @@ class Graft(Base):
         since = image.long().cumsum(1) > 0
         text = (context.kinds != PAD) & ~image
         return torch.stack([text & ~since, image, text & since], -1).float()
-
-
-def _exclusion(kind: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 for a learner's keys, else a number that no score outweighs: kind bool [B, P, 2] -> [B, P, 2]."""
-    far = -1e9 if torch.finfo(dtype).max > 1e9 else -3e4
-    return torch.zeros_like(kind, dtype=dtype).masked_fill(~kind, far)
 
 
 def from_reference(state: Mapping[str, Tensor], graft: Graft) -> dict[str, Tensor]:
