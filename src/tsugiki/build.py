@@ -56,6 +56,7 @@ def methods() -> list[str]:
 
 def attach(
     llm: PreTrainedModel | TsugikiForConditionalGeneration,
+    /,
     name: str,
     *,
     vision: Any = None,

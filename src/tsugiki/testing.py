@@ -146,6 +146,7 @@ def tiny_model(graft: str = "projector", family: str = "llama", *, seed: int = 0
     from tsugiki.build import attach
 
     tower = options.pop("vision", None) or TinyTower()
-    llm = tiny_llm(family, seed=seed, **options.pop("llm", {}))
+    overrides = options.pop("llm") if isinstance(options.get("llm"), dict) else {}  # a graft may have a setting `llm`
+    llm = tiny_llm(family, seed=seed, **overrides)
     torch.manual_seed(seed)
     return attach(llm, graft, vision=tower, tokenizer=tiny_tokenizer(), **options)

@@ -227,21 +227,20 @@ def _around(site: Site) -> Callable[[], None]:
 class _AttentionConfig:
     """A layer's view of the LLM's config that sends its attention through the site; all else is the LLM's own."""
 
+    _wrapped: Any
+
     def __init__(self, config: Any) -> None:
-        object.__setattr__(self, "_wrapped", config)
+        self.__dict__["_wrapped"] = config
 
     def __getattr__(self, name: str) -> Any:
-        wrapped = object.__getattribute__(self, "_wrapped")
-        value = getattr(wrapped, name)
-        if name == "_attn_implementation":
-            return _register(value)
-        return value
+        value = getattr(self.__dict__["_wrapped"], name)
+        return _register(value) if name == "_attn_implementation" else value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(object.__getattribute__(self, "_wrapped"), name, value)
+        setattr(self._wrapped, name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _AttentionConfig:
-        return _AttentionConfig(copy.deepcopy(object.__getattribute__(self, "_wrapped"), memo))
+        return _AttentionConfig(copy.deepcopy(self._wrapped, memo))
 
 
 _PREFIX = "tsugiki|"
@@ -266,9 +265,9 @@ def _register(implementation: str) -> str:
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-            eager: Any = getattr(importlib.import_module(type(module).__module__), "eager_attention_forward", None)
-            original = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
             chain: list[Site] = module.__dict__.get("_tsugiki_attention", [])
+            eager: Any = module.__dict__.get("_tsugiki_eager")
+            original = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
             context = kwargs.get(KEYWORD) or current()
             sites = [s for s in chain if _active(context, s.on_text)]
             if not sites or context is None:
@@ -291,13 +290,15 @@ def _attention(site: Site) -> Callable[[], None]:
     chain = module.__dict__.setdefault("_tsugiki_attention", [])
     if not chain:
         module.config = _AttentionConfig(module.config)
+        home = importlib.import_module(type(module).__module__)
+        module.__dict__["_tsugiki_eager"] = getattr(home, "eager_attention_forward", None)
     chain.append(site)
 
     def remove() -> None:
         chain.remove(site)
         if not chain:
-            module.config = object.__getattribute__(module.config, "_wrapped")
-            del module.__dict__["_tsugiki_attention"]
+            module.config = module.config._wrapped
+            del module.__dict__["_tsugiki_attention"], module.__dict__["_tsugiki_eager"]
 
     return remove
 

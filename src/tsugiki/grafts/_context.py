@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from threading import local
 from typing import Any
 
 import torch
@@ -51,19 +52,30 @@ class Context:
 _CURRENT: ContextVar[Context | None] = ContextVar("tsugiki_context", default=None)
 
 
+class _Traced(local):
+    """The same for torch.compile, which can't trace a ContextVar and guards what it reads here."""
+
+    context: Context | None = None
+
+
+_TRACED = _Traced()
+
+
 def current() -> Context | None:
     """The context of the forward that runs in this thread."""
-    return _CURRENT.get()
+    return _TRACED.context if torch.compiler.is_compiling() else _CURRENT.get()
 
 
 @contextmanager
 def running(context: Context | None) -> Iterator[None]:
     """Make `context` the current one inside."""
-    token = _CURRENT.set(context)
+    token, before = _CURRENT.set(context), _TRACED.context
+    _TRACED.context = context
     try:
         yield
     finally:
         _CURRENT.reset(token)
+        _TRACED.context = before
 
 
 def bound(function: Callable[..., Any], context: Context | None) -> Callable[..., Any]:

@@ -87,19 +87,38 @@ class Rotary:
         x = x.transpose(-2, -3)
         # The LLM's function takes a query and a key; the second one is as small as it may be.
         turned, _ = self._apply(x, x[..., :1, :, :], *tables)
-        return torch.cat([turned, tail.expand(*x.shape[:-1], tail.shape[-1])], -1)
+        return _appended(turned, tail)
 
 
 def widen(x: Tensor, tail: Tensor, tables: Tables | None = None) -> Tensor:
     """x [..., B, T, H, K] -> [..., B, H, T, K + E]: halves of heads rotated where there are tables, `tail` appended."""
+    if torch.compiler.is_compiling():  # a compiler fuses the separate operators by itself
+        return _appended(_rotated(x.transpose(-2, -3), tables), tail)
     widened: Tensor = _Widen.apply(x, tail, *(tables or (None, None)))  # type: ignore[no-untyped-call]
     return widened
 
 
 def narrow(x: Tensor, width: int) -> Tensor:
     """The reverse without rotation: x [B, H, T, K + E] -> [B, T, H * K] with `width` = K."""
+    if torch.compiler.is_compiling():
+        return x[..., :width].transpose(1, 2).flatten(2)
     narrowed: Tensor = _Narrow.apply(x, width)  # type: ignore[no-untyped-call]
     return narrowed
+
+
+def _appended(x: Tensor, tail: Tensor) -> Tensor:
+    return torch.cat([x, tail.expand(*x.shape[:-1], tail.shape[-1])], -1)
+
+
+def _rotated(x: Tensor, tables: Tables | None) -> Tensor:
+    """x [..., B, H, T, K] by tables [B, T, R] whose halves are alike."""
+    if tables is None:
+        return x
+    cos, sin = (t[:, None].to(x.dtype) for t in tables)
+    half, rest = cos.shape[-1] // 2, x[..., cos.shape[-1] :]
+    a, b = x[..., :half], x[..., half : 2 * half]
+    c, s = cos[..., :half], sin[..., :half]
+    return torch.cat([a * c - b * s, b * c + a * s, rest], -1)
 
 
 class _Widen(torch.autograd.Function):

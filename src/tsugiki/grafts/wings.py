@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.decoder import DecoderSpec
-from tsugiki.errors import InputError, UnsupportedError
+from tsugiki.errors import InputError, UnknownNameError, UnsupportedError
 from tsugiki.grafts._base import Graft as Base
 from tsugiki.grafts._base import Site
 from tsugiki.grafts._context import Context
@@ -112,6 +112,22 @@ class Graft(Base):
         for name, value in (("rank", config.rank), ("width", config.width), ("heads", config.heads or 1)):
             if value < 1:
                 raise InputError(f"{name} = {value}", expected="at least 1", where=f"wings.{name}")
+        for name, value, known in (
+            ("learners", config.learners, ("both", *LEARNERS)),
+            ("active", config.active, ("both", *LEARNERS)),
+            ("order", config.order, ("after_attention", "parallel")),
+            ("router", config.router, ("positions", "segments", "none")),
+            ("llm", config.llm, ("frozen", "trainable")),
+            ("compat", config.compat, (None, "reference")),
+        ):
+            if value not in known:
+                raise UnknownNameError(name, str(value), [str(k) for k in known], where=f"wings.{name}")
+        if not self.active:
+            raise InputError(
+                f"active = {config.active!r} with the {config.learners} learners alone",
+                expected="a learner that is built",
+                where="wings.active",
+            )
         if d % (config.heads or 1):
             raise InputError(f"heads = {config.heads}", expected=f"a divisor of the width {d}", where="wings.heads")
 

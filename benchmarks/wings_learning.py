@@ -1,0 +1,193 @@
+"""What WINGS learns beside a projector alone: at equal steps, at equal time, and without one of its parts.
+
+    python benchmarks/wings_learning.py --only scenes:wings:0    # run arms, in a process of their own
+    python benchmarks/wings_learning.py                          # the table of all finished arms
+
+Both train the same projector from the same warm start, at the same rate, on the same samples in the same order; the LLM
+stays frozen. The rate is constant, so that the projector's run simply goes on until it has had WINGS' time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from _results import RESULTS, write
+
+from tsugiki import assets
+from tsugiki.data import schema
+from tsugiki.evals import stats, yardsticks
+from tsugiki.evals import task as tasks
+from tsugiki.studies._build import build_model, fetch_tower
+from tsugiki.studies._training import encode
+from tsugiki.synth import fabric
+from tsugiki.training import parts
+from tsugiki.training.trainer import StepReport, train
+from tsugiki.types import Sample
+
+NAMES, PICTURES, ASKED = 60, 1200, 120
+LABELS, PHOTOGRAPHS = 200, 500
+STEPS = {"scenes": 100, "fabric": 150}
+LONGER = 1.4  # WINGS' step in projector steps at rank 16, see results/wings_cost.md
+RANK, RATES = 16, {"projector": 3e-4, "graft.wings": 1e-3}
+ARMS: dict[str, dict[str, Any] | None] = {
+    "projector": None,
+    "wings": {},
+    "visual learners only": {"learners": "visual"},
+    "textual learners only": {"learners": "textual"},
+    "no router": {"router": "none"},
+    "router by segments": {"router": "segments"},
+    "rank 64": {"rank": 64},
+    "every third layer": {"layers": tuple(range(0, 30, 3))},
+}
+FINISHED = RESULTS / "wings_learning"
+
+
+def data(task: str, seed: int, folder: Path) -> tuple[list[Sample], list[Sample]]:
+    """Training and test samples: one object a picture and 60 names, or fabric photographs."""
+    if task == "fabric":
+        learn, rest = fabric.draw(seed, LABELS)
+        return learn, rest[:PHOTOGRAPHS]
+    files = [folder / split / "samples.jsonl" for split in ("train", "test")]
+    if not all(f.is_file() for f in files):
+        from tsugiki.synth import scenes
+
+        assets.fetch("openmoji"), assets.fetch("fabric")
+        common: dict[str, Any] = {"pictograms": NAMES, "languages": ("en",), "objects": (1, 1), "options": None}
+        common |= {"tasks": ["naming"], "forms": ["short"]}
+        scenes.generate(PICTURES, out=folder / "train", **common)
+        scenes.generate(ASKED, out=folder / "test", split="test", **common)
+    return schema.load(files[0]), schema.load(files[1])
+
+
+def asked(model: Any, samples: list[Sample], features: Any) -> dict[str, list[int]]:
+    """Which samples are answered right: the most likely option, and on scenes the generated answer."""
+    kinds = ["decisions"] if samples[0].task == "decision" else ["decisions", "vqa"]
+    found = tasks.measure(model, kinds, samples, features=features, train=(), max_new_tokens=8, batch_size=16)
+    right = {kind: {a.sample.id: a.correct for a in found[kind].answers} for kind in kinds}
+    named = {"decisions": "closed", "vqa": "free"}
+    return {named[kind]: [int(right[kind][s.id]) for s in samples] for kind in kinds}
+
+
+def run(task: str, name: str, seed: int, runs: Path) -> None:
+    """One arm, unless it is finished."""
+    file = FINISHED / f"{task}-{name.replace(' ', '-')}-{seed}.json"
+    if file.is_file():
+        return
+    learn, ask = data(task, seed, runs / "scenes")
+    options = ARMS[name]
+    torch.manual_seed(seed)
+    grafts = {"method": "projector"} if options is None else {"method": "wings", "rank": RANK, **options}
+    model = build_model("smollm2-135m-instruct", input_size=224, device="cpu", **grafts)
+    features = encode(model, [*learn, *ask], print)
+    steps = STEPS[task]
+    rates = {k: v for k, v in RATES.items() if k == "projector" or options is not None}
+    stage: dict[str, Any] = {
+        "name": task, "train": rates, "data": {task: 1}, "batch_size": 8, "warm_start": True, "warmup": 0.03,
+        "steps": steps if options is not None else round(LONGER * steps), "scheduler": "constant",
+    }  # fmt: skip
+    stage["warmup"] = 3 / stage["steps"]
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(report: StepReport) -> None:
+        if report.step == steps:
+            kept.update({n: t.detach().clone() for n, t in parts.trained_tensors(model, rates).items()})
+            kept["seconds"] = torch.tensor(report.seconds)
+
+    done = train(
+        model,
+        {"seed": seed, "stages": [stage]},
+        runs / file.stem,
+        data={task: learn},
+        features=features,
+        progress=False,
+        on_step=keep,
+    )
+    result: dict[str, Any] = {"task": task, "arm": name, "seed": seed, "ids": [s.id for s in ask]}
+    if options is None:
+        result["longer"] = {"steps": done.steps, "seconds": done.seconds, **asked(model, ask, features)}
+        for n, tensor in parts.trained_tensors(model, rates).items():
+            tensor.data.copy_(kept[n])
+        gold = [tasks.short_answer(s) for s in ask]
+        settings = tasks.Settings(features=features, train=learn, seed=seed)
+        rivals = yardsticks.choices("decision" if task == "fabric" else "naming", ask, settings, model)
+        result |= {k: [int(c == g) for c, g in zip(v, gold, strict=True)] for k, v in rivals.items()}
+    result |= {"steps": steps, "seconds": float(kept["seconds"]), **asked(model, ask, features)}
+    result |= {"losses": [round(v, 4) for v in done.losses]}
+    FINISHED.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result))
+    print(f"{file.stem}: closed {sum(result['closed']) / len(ask):.3f}, {result['seconds']:.0f} s", flush=True)
+
+
+def compared(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, str]:
+    """Closed and free accuracy of `own`, and its paired difference to `other`, over all seeds; a picture is a group."""
+    row = {}
+    groups = [i for f in own for i in f["ids"]]
+    for kind in ("closed", "free"):
+        if kind not in own[0]:
+            row |= {kind: "", f"{kind}: difference": ""}
+            continue
+        mine, theirs = ([v for f in found for v in f[kind]] for found in (own, other))
+        score, gap = stats.mean(mine, groups=groups), stats.paired(mine, theirs, groups=groups)
+        row[kind] = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        row[f"{kind}: difference"] = "" if own is other else f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+    return row
+
+
+def table() -> None:
+    """What all finished arms found; differences are to the projector at equal steps, of the ablations to WINGS."""
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for file in sorted(FINISHED.glob("*.json")):
+        result = json.loads(file.read_text())
+        found.setdefault((result["task"], result["arm"]), {})[result["seed"]] = result
+    rows, notes = [], []
+    for task in STEPS:
+        for name in ARMS:
+            runs = found.get((task, name), {})
+            rival = "projector" if name in ("projector", "wings") else "wings"
+            seeds = sorted(set(runs) & set(found.get((task, rival), {})))
+            if not seeds:
+                continue
+            own, other = [runs[s] for s in seeds], [found[task, rival][s] for s in seeds]
+            head = {"task": task, "arm": name, "seeds": len(seeds), "steps": own[0]["steps"], "compared with": rival}
+            rows.append(head | compared(own, own if name == rival else other))
+            if name == "wings":
+                longer = [f["longer"] | {"ids": f["ids"]} for f in other]
+                more = {"arm": "wings", "steps": own[0]["steps"], "compared with": "projector at equal time"}
+                rows.append(head | more | compared(own, longer))
+            if name == "projector":
+                longer = [f["longer"] | {"ids": f["ids"]} for f in own]
+                more = {"arm": "projector, longer", "steps": longer[0]["steps"]}
+                rows.append(head | more | compared(longer, own))
+                probe = [v for f in own for v in f["probe"]]
+                notes.append(
+                    f"{task}: the linear probe on the same pictures is right for {sum(probe) / len(probe):.3f}."
+                )
+    notes += [
+        f"scenes: one object, {NAMES} names, {ASKED} pictures of unseen renderings on unseen backgrounds; fabric:"
+        f" {LABELS} labels, {PHOTOGRAPHS} other photographs. Batch 8, constant rates {RATES}, rank {RANK} unless said.",
+        "Intervals: bootstrap over pictures, all seeds of a picture together; they do not cover the choice of seeds.",
+        f"Equal time: the projector's run continued to {LONGER} times the steps, WINGS' step in projector steps.",
+    ]
+    write("wings_learning", "WINGS against the projector: what is learned", rows, notes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="task:arm:seed of the arms to run; no table")
+    given = parser.parse_args()
+    if given.only is None:
+        table()
+        return
+    assets.fetch("smollm2-135m-instruct")
+    fetch_tower("efficientnet-lite0")
+    for one in given.only:
+        task, name, seed = one.split(":")
+        run(task, name, int(seed), assets.cache_dir() / "runs" / "wings_learning")
+
+
+if __name__ == "__main__":
+    main()
