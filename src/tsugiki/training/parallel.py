@@ -9,6 +9,8 @@ its features come from the cache.
 from __future__ import annotations
 
 import copy
+import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -40,14 +42,19 @@ def wrap(model: nn.Module, here: Processes, parallel: str) -> nn.Module:
     if parallel == "fsdp":
         # Every backward reduces, also where gradients are accumulated: a unit that does not run in the last batch of a
         # step (a text-only one) would never be reduced otherwise, and whole gradients would be kept.
+        # A projector's output is a view; no graft writes into it.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
         return Sharded(model)
-    return DistributedDataParallel(
-        model,
-        device_ids=[here.device] if here.device.type == "cuda" else None,
-        broadcast_buffers=False,  # none changes
-        init_sync=False,  # aligned already, without the frozen LLM
-        find_unused_parameters=True,  # a text-only batch leaves the front-end without gradients
-    )
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )  # torch 2.13 renamed it
+    options: dict[str, Any] = {
+        buffers: False,  # none changes
+        "init_sync": False,  # aligned already, without the frozen LLM
+        "find_unused_parameters": True,  # a text-only batch leaves the front-end without gradients
+    }
+    return DistributedDataParallel(model, device_ids=[here.device] if here.device.type == "cuda" else None, **options)
 
 
 def twin(model: Any, here: Processes) -> Any:
