@@ -22,8 +22,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tsugiki.grafts._context import KEYWORD, current
 from tsugiki.training import parts
 from tsugiki.training.processes import Processes
+
+HIDDEN = object()
 
 
 class Sharded(nn.Module):
@@ -68,11 +71,23 @@ def twin(model: Any, here: Processes) -> Any:
     copied.numbers = frozenset(name for name, p in model.named_parameters() if p.dim() == 0)
     mesh = init_device_mesh(here.device.type, (here.world,))
     for unit in units(copied):
+        # A unit's inputs are rebuilt to see their gradients, dataclasses included: a context would become another one,
+        # and what a site leaves in its notes would be lost.
+        unit.register_forward_pre_hook(_with_context, with_kwargs=True, prepend=True)
         fully_shard(unit, mesh=mesh)
+        unit.register_forward_pre_hook(_without_context, with_kwargs=True, prepend=True)
     tower = copied.frontend.tower
     out = set() if any(p.requires_grad for p in tower.parameters()) else set(tower.parameters())
     fully_shard(copied, mesh=mesh, ignored_params=out)
     return copied
+
+
+def _without_context(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    return args, {k: HIDDEN if k == KEYWORD else v for k, v in kwargs.items()}
+
+
+def _with_context(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    return args, {k: current() if v is HIDDEN else v for k, v in kwargs.items()}
 
 
 def units(model: Any) -> Iterator[nn.Module]:
