@@ -34,7 +34,7 @@ from tsugiki import assets
 from tsugiki.data.mixture import length_groups
 from tsugiki.synth import scenes
 from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_tokenizer
-from tsugiki.training import parts, recipe, stage_trainer
+from tsugiki.training import _work, parts, recipe, stage_trainer
 from tsugiki.training._work import Work
 from tsugiki.training.prefix import common
 from tsugiki.training.run import versions
@@ -184,7 +184,7 @@ def ours(model: Any, arm: Arm, steps: int, batch: int, folder: Path) -> Any:
         record=lambda row, share: None,
         sync=lambda: None,
     )
-    trainer = stage_trainer.StageTrainer(model, stage_trainer.arguments(plan, 0, folder), work)
+    trainer = stage_trainer.StageTrainer(model, _work.arguments(plan, 0, folder), work)
     trainer.add_callback(StepEnd(arm))
     return trainer
 

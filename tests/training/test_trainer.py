@@ -435,9 +435,9 @@ def test_bf16_autocast_leaves_no_trace(tmp_path: Path) -> None:
     assert "forward" not in vars(built) and all(p.dtype == torch.float32 for p in built.parameters())
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_no_launcher_counts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
-    with pytest.raises(UnsupportedError, match="training in 2 processes; expected one process"):
+    with pytest.raises(UnsupportedError, match="training in 2 processes, and WORLD_SIZE says 1.*torchrun"):
         run(model(), recipe(), tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -82,7 +83,10 @@ def train(
     cache_limit: CacheLimit = None,
     resume: Annotated[bool, typer.Option(help="Continue a run that stopped in that folder.")] = True,
 ) -> None:
-    """Train by a recipe. A run that was stopped or killed is continued by the same command."""
+    """Train by a recipe. A run that was stopped or killed is continued by the same command.
+
+    On several GPUs: torchrun --nproc-per-node 2 -m tsugiki.cli train ...; parallel=fsdp for an LLM too large for one.
+    """
     from tsugiki.cli._models import load_model, new_model
     from tsugiki.training import recipe as recipes
     from tsugiki.training.trainer import train
@@ -90,8 +94,12 @@ def train(
     plan = recipes.load(recipe, overrides or [])
     given = sources(data)
     grafted = new_model(plan.model, base, vision) if model is None else load_model(model, base)
-    say(grafted)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    if first:
+        say(grafted)
     result = train(grafted, plan, folder, data=given, resume=resume, cache_limit=in_bytes(cache_limit))
+    if not first:
+        return
     again = ", continued" if result.resumed else ""
     last = f", last loss {result.losses[-1]:.3f} nats per token" if result.losses else ""
     show(f"{result.steps} steps in {result.seconds:.0f} s{again}{last}")

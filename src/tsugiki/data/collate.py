@@ -55,6 +55,8 @@ class Collator:
     """Longest conversation in tokens; a longer one is an error, nothing is cut."""
     image_kind: int = IMAGE
     max_pixels: int = MAX_PIXELS
+    kinds: bool = False
+    """Give token kinds also where no row has a picture."""
 
     def __call__(self, samples: Sequence[Sample | Item]) -> Batch:
         """One batch.
@@ -64,7 +66,7 @@ class Collator:
             ImageError: a picture can't be read, naming the sample.
         """
         items = [s if isinstance(s, Item) else Item(self.encode(s), s.images, _where(s)) for s in samples]
-        batch = pad([i.encoded for i in items], pad_id=self.pad_id, side=self.padding_side)
+        batch = pad([i.encoded for i in items], pad_id=self.pad_id, side=self.padding_side, kinds=self.kinds)
         sources = [(source, item.where) for item in items for source in item.images]
         if not sources:
             return batch
@@ -118,11 +120,11 @@ class Collator:
             raise named(error, where) from error
 
 
-def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right") -> Batch:
+def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds: bool = False) -> Batch:
     """Encoded conversations as tensors of one length, without pictures.
 
-    `image_index` counts on through the batch. Where no row has a picture, kinds and indices are None. Padding has kind
-    PAD, index -1, label -100 and attention 0.
+    `image_index` counts on through the batch. Where no row has a picture, kinds and indices are None, unless `kinds`
+    asks for them. Padding has kind PAD, index -1, label -100 and attention 0.
 
     Raises:
         PromptError: no row at all, or rows with and without labels together.
@@ -143,13 +145,14 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right") -> Bat
         return table
 
     pictures = [e.images for e in encoded]
+    told = kinds or any(pictures)
     first = [sum(pictures[:row]) for row in range(len(encoded))]
     shifted = [[i if i < 0 else i + at for i in e.image_index] for e, at in zip(encoded, first, strict=True)]
     return Batch(
         input_ids=rows([e.input_ids for e in encoded], pad_id),
         attention_mask=rows([[1] * len(e) for e in encoded], 0),
-        token_kind=rows([e.token_kind for e in encoded], PAD) if any(pictures) else None,
-        image_index=rows(shifted, -1) if any(pictures) else None,
+        token_kind=rows([e.token_kind for e in encoded], PAD) if told else None,
+        image_index=rows(shifted, -1) if told else None,
         labels=rows([e.labels or [] for e in encoded], IGNORE) if encoded[0].labels is not None else None,
     )
 

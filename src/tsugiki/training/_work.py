@@ -1,4 +1,4 @@
-"""What a stage is run with, and the clock that it is run by."""
+"""What a stage is run with: the Trainer's settings, its work, and the clock that it is run by."""
 
 from __future__ import annotations
 
@@ -8,9 +8,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainingArguments
+
+from tsugiki.errors import UnsupportedError
 from tsugiki.training.checkpoints import Checkpoint
+from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import Recipe
 from tsugiki.training.sources import Stream
+
+# Stands for "as many as fit" where the clock decides.
+ENDLESS = 1_000_000_000
+# Seconds that a process waits for another: the first one encodes all pictures meanwhile.
+PATIENCE = 24 * 3600
+
+
+def arguments(recipe: Recipe, index: int, out: Path, world: int = 1) -> TrainingArguments:
+    """The Trainer's own settings for a stage in `world` processes.
+
+    Raises:
+        UnsupportedError: there are more, started in a way that was not recognised.
+    """
+    stage = recipe.stages[index]
+    args = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=stage.batch_size // world,
+        gradient_accumulation_steps=stage.gradient_accumulation,
+        max_steps=stage.steps or ENDLESS,
+        max_grad_norm=stage.max_grad_norm,
+        seed=recipe.seed,
+        bf16=recipe.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        ddp_timeout=PATIENCE,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    if args.world_size != world:
+        raise UnsupportedError(
+            f"training in {args.world_size} processes, and WORLD_SIZE says {world}",
+            expected="one process, or a launcher that sets WORLD_SIZE, RANK and LOCAL_RANK",
+            fix="Start it with torchrun or accelerate launch.",
+        )
+    args._n_gpu = min(
+        args.n_gpu, 1
+    )  # several GPUs in one process would be DataParallel, which knows no flat image list
+    return args
 
 
 class Clock:
@@ -52,5 +100,7 @@ class Work:
     """Called before a checkpoint is written: the log must not be behind it."""
     checkpoint: Checkpoint | None = None
     """Of this stage, to continue from; the weights are in the model already."""
+    processes: Processes = field(default_factory=Processes)
+    """Who trains together."""
     state: dict[str, Any] = field(default_factory=dict)
     """Further values for the checkpoints' state."""

@@ -16,9 +16,10 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,12 @@ def save(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int,
+    others: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Path:
     """Write one checkpoint under `folder`, then delete all but the newest `keep`.
+
+    Args:
+        others: further random states, of the processes that train beside this one: `rank1.cpu`, ...
 
     Raises:
         StoreError: the disk is full or can't be written; the checkpoints before are intact.
@@ -81,7 +86,7 @@ def save(
     with atomic_folder(target) as temporary:
         hashes = {}
         tensors, python = random_state()
-        for name, content in ((WEIGHTS, weights), (OPTIMIZER, optimizer), (RANDOM, tensors)):
+        for name, content in ((WEIGHTS, weights), (OPTIMIZER, optimizer), (RANDOM, {**tensors, **others})):
             save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, temporary / name)
             hashes[name] = sha256_file(temporary / name)
         described = {
@@ -164,9 +169,14 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"python": [version, list(internal), gauss], "numpy": numbers}
 
 
-def restore_random(checkpoint: Checkpoint) -> None:
-    """Put all generators back to where they were."""
+def restore_random(checkpoint: Checkpoint, rank: int = 0) -> None:
+    """Put all generators back to where they were in this process; one that was not there keeps its own."""
     tensors = checkpoint.tensors(RANDOM)
+    if rank:
+        own = f"rank{rank}."
+        tensors = {key.removeprefix(own): value for key, value in tensors.items() if key.startswith(own)}
+        if not tensors:
+            return
     torch.set_rng_state(tensors["cpu"])
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
@@ -188,16 +198,28 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) 
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[int, str]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[int, str],
+    like: Callable[[Tensor, Tensor], Tensor] = lambda value, _: value,
 ) -> None:
-    """Put the state back; learning rates are the schedule's affair."""
+    """Put the state back; learning rates are the schedule's affair.
+
+    Args:
+        like: a whole tensor and its parameter -> the tensor in the pieces in which the parameter is.
+    """
     state: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
         state.setdefault(parameter, {})[key] = value
     content = optimizer.state_dict()
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    content["state"] = {i: state[name] for i, name in enumerate(order) if name in state}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    content["state"] = {
+        i: {key: value if key == "step" else like(value, parameters[i]) for key, value in state[name].items()}
+        for i, name in enumerate(order)
+        if name in state
+    }
     optimizer.load_state_dict(content)
 
 

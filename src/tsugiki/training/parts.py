@@ -83,6 +83,14 @@ def trained_tensors(model: Any, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     return named
 
 
+def new_tensors(model: Any, trained: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All that is not the base as handed over: what came with the grafts, and what has trained."""
+    named = {"projector": 0.0, **{part: 0.0 for part in parts_of(model) if part.startswith("graft.")}, **trained}
+    if model.config.llm_trained:
+        named["llm"] = 0.0
+    return trained_tensors(model, named)
+
+
 def groups(model: Any, rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for the optimiser: one a part, and one for its norms, biases and gates without weight decay."""
     found = []

@@ -16,7 +16,7 @@ from tsugiki.training.schedule import Schedule
 
 FOLDER = Path(__file__).with_name("recipes")
 # What may change between a run and its continuation: it alters no number of the training.
-FREE = ("name", "description", "model", "save_seconds", "save_steps", "keep")
+FREE = ("name", "description", "model", "parallel", "save_seconds", "save_steps", "keep")
 
 
 class _Strict(BaseModel):
@@ -79,7 +79,7 @@ class Stage(_Strict):
     loss: str = "per_token"
     """A function of `tsugiki.training.losses`."""
     batch_size: int = Field(default=16, gt=0)
-    """Samples of one forward pass."""
+    """Samples of one forward pass, in all processes together."""
     steps: int | None = Field(default=None, ge=0)
     """Optimiser steps; such a run continues exactly as if it had never been interrupted."""
     minutes: float | None = Field(default=None, gt=0)
@@ -157,6 +157,9 @@ class Recipe(_Strict):
     """Of the order of the samples and of everything random."""
     precision: Literal["model", "bf16"] = "model"
     """`model`: as the weights are; `bf16`: autocast (pays on a GPU; on most CPUs it is slower)."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes (torchrun, accelerate launch) share the work: `ddp`, each holds the whole model; `fsdp`,
+    each holds a piece (FSDP2): for an LLM that is too large. A batch is divided among them. Alone, of no meaning."""
     save_seconds: float = Field(default=120.0, gt=0)
     """A checkpoint is written this often, and at the end of each stage."""
     save_steps: int | None = Field(default=None, gt=0)

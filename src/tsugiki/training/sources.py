@@ -221,12 +221,20 @@ class Encoder:
         """Tokens of a sample, visual ones included."""
         return len(self.item(sample).encoded)
 
-    def __call__(self, samples: Sequence[Sample], variant: int = 0) -> dict[str, Tensor]:
-        """The keyword arguments of the model's forward, with labels; pictures in one of the cache's variants."""
+    def __call__(
+        self, samples: Sequence[Sample], variant: int = 0, stand_in: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The keyword arguments of the model's forward, with labels; pictures in one of the cache's variants.
+
+        Args:
+            stand_in: pictures that no row refers to, where no row has one and the front-end has to run nevertheless.
+        """
         collator, cache = self.collator, cast(Any, self.collator.features)
         if variant and cache is not None:
             collator = replace(collator, features=lambda source: cache.get([source], variant)[0])
-        return collator([self.item(sample) for sample in samples]).inputs()
+        if stand_in is not None:
+            collator = replace(collator, kinds=True)
+        return collator([self.item(sample) for sample in samples]).inputs() | dict(stand_in or {})
 
 
 class Stream(IterableDataset[Any]):
@@ -239,6 +247,8 @@ class Stream(IterableDataset[Any]):
         collate: samples, and with variants the number of one, to the model's inputs.
         length: tokens of a sample, or None for no grouping.
         variants: K; batches take the variants 0..K in turn.
+        share: which rows of each batch to give, where several processes divide it; None = all.
+        stand_in: for a share without a picture of a batch that has one: all processes have to run the same modules.
     """
 
     def __init__(
@@ -250,9 +260,11 @@ class Stream(IterableDataset[Any]):
         length: Callable[[Sample], int] | None,
         seed: int,
         variants: int = 0,
+        share: slice | None = None,
+        stand_in: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.mixture, self.batch_size, self.collate, self.length, self.seed = mixture, batch_size, collate, length, seed
-        self.variants = variants
+        self.variants, self.share, self.stand_in = variants, share, stand_in
         self._groups = 0  # drawn so far
         self._taken = 0  # batches taken of the present one
         self._before: dict[str, Any] = mixture.state_dict()  # the mixture before the present group was drawn
@@ -264,10 +276,13 @@ class Stream(IterableDataset[Any]):
                 self._draw()
             batch = self._batches[self._taken]
             self._taken += 1
+            rows = batch if self.share is None else batch[self.share]
+            options: dict[str, Any] = {}
             if self.variants:  # by the batch's number, so that a continued run takes the same ones
-                yield self.collate(batch, (self._groups * GROUP + self._taken) % (1 + self.variants))
-            else:
-                yield self.collate(batch)
+                options["variant"] = (self._groups * GROUP + self._taken) % (1 + self.variants)
+            if any(s.images for s in batch) and not any(s.images for s in rows):
+                options["stand_in"] = self.stand_in
+            yield self.collate(rows, **options)
 
     def _draw(self) -> None:
         self._before = self.mixture.state_dict()

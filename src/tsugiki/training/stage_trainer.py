@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,47 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tsugiki.errors import RecipeError, UnsupportedError
-from tsugiki.training import checkpoints, losses, parts
-from tsugiki.training._work import Clock, Work
+from tsugiki.errors import RecipeError
+from tsugiki.training import checkpoints, losses, parallel, parts
+from tsugiki.training._work import ENDLESS, Clock, Work
 from tsugiki.training.checkpoints import Checkpoint, Position
 from tsugiki.training.prefix import SharedPrefix
-from tsugiki.training.recipe import Recipe
 from tsugiki.training.schedule import factor
-
-# Stands for "as many as fit" where the clock decides.
-ENDLESS = 1_000_000_000
-
-
-def arguments(recipe: Recipe, index: int, out: Path) -> TrainingArguments:
-    """The Trainer's own settings for a stage."""
-    stage = recipe.stages[index]
-    args = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.gradient_accumulation,
-        max_steps=stage.steps or ENDLESS,
-        max_grad_norm=stage.max_grad_norm,
-        seed=recipe.seed,
-        bf16=recipe.precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
-        save_strategy="no",
-        eval_strategy="no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    if args.world_size > 1:
-        raise UnsupportedError(
-            f"training in {args.world_size} processes", expected="one process", fix="Start it without a launcher."
-        )
-    args._n_gpu = min(
-        args.n_gpu, 1
-    )  # several GPUs in one process would be DataParallel, which knows no flat image list
-    return args
 
 
 class StageTrainer(Trainer):
@@ -60,6 +25,7 @@ class StageTrainer(Trainer):
 
     def __init__(self, model: Any, args: TrainingArguments, work: Work) -> None:
         self.work, self.stage, self.clock = work, work.recipe.stages[work.index], Clock()
+        self.here = work.processes
         self.loss_function = losses.get(self.stage.loss, where=f"stages.{work.index}.loss")
         self.seconds = 0.0  # of the clock at the last step
         self.prefix: SharedPrefix | None = None
@@ -76,6 +42,12 @@ class StageTrainer(Trainer):
         self.add_callback(_Steps(self))
         self.names = {id(p): name for name, p in model.named_parameters()}
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """What joins the gradients of several processes; the Trainer wraps nothing that is wrapped already."""
+        if not self.here.several:
+            return super()._wrap_model(model, training, dataloader)
+        return parallel.wrap(model, self.here, self.work.recipe.parallel)
+
     # -- data, loss, optimiser -----------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
@@ -88,10 +60,11 @@ class StageTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of one step, and the number of their label tokens."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
-        items = torch.stack([batch["labels"][:, 1:].ne(-100).sum() for batch in batches]).sum().to(device)
-        self._tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        self._labels, self._step_loss = int(items), 0.0
-        return batches, items.clamp(min=1)
+        labels = sum(int(batch["labels"][:, 1:].ne(-100).sum()) for batch in batches)
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        items = self.here.total(torch.tensor([labels, tokens])).to(device)
+        self._labels, self._tokens, self._step_loss = int(items[0]), int(items[1]), 0.0
+        return batches, items[0].clamp(min=1)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As the Trainer's; a loss that is no number ends the run before it harms the weights.
@@ -99,7 +72,7 @@ class StageTrainer(Trainer):
         Raises:
             RecipeError: the loss is not finite.
         """
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        loss = self.here.total(super().training_step(model, inputs, num_items_in_batch)) / self.here.world
         value = float(loss)
         if not math.isfinite(value):
             raise RecipeError(
@@ -116,14 +89,18 @@ class StageTrainer(Trainer):
     ) -> Any:
         """The stage's loss, with what is frozen in eval mode."""
         parts.set_modes(self.model)
-        if self.prefix is not None:
-            inputs = self.prefix(inputs)
-        loss = self.loss_function(model, inputs, num_items_in_batch)
+        # accelerate puts autocast into the forward of a model that it wraps itself: that is the one of one process.
+        with self.accelerator.autocast() if self.here.several else nullcontext():
+            if self.prefix is not None:
+                inputs = self.prefix(inputs)
+            loss = self.loss_function(model, inputs, num_items_in_batch)
+        if self.here.several:  # gradients are averaged over the processes, and the items are those of all of them
+            loss = loss * self.here.world
         return (loss, {}) if return_outputs else loss
 
     @property
     def _sharded(self) -> bool:
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        return self.here.several and self.work.recipe.parallel == "fsdp"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each part."""
@@ -150,6 +127,10 @@ class StageTrainer(Trainer):
             share = (done + 0.5) / (stage.steps or ENDLESS)
         return factor(stage.scheduler, share, warmup=stage.warmup, decay=stage.decay)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        return parallel.full(norm) if isinstance(norm, Tensor) else norm
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted."""
         return 0
@@ -157,8 +138,8 @@ class StageTrainer(Trainer):
     # -- time and progress ---------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Read the clock, once a step."""
-        self.seconds = self.clock.seconds
+        """Read the clock, once a step: the first process's, so that all stop and save at the same one."""
+        self.seconds = self.here.told(self.clock.seconds)
 
     @property
     def progress(self) -> float:
@@ -215,26 +196,27 @@ class StageTrainer(Trainer):
             StoreError: the disk is full; the checkpoint before is intact.
         """
         self._saved = self.seconds
-        self.work.sync()
         optimizer: dict[str, Tensor] = {}
         schedule = None
         if not finished:
             optimizer = checkpoints.optimizer_state(_bare(self.optimizer), self.names)
             rates: Any = self.lr_scheduler
             schedule = {"last_epoch": rates.last_epoch, "rates": rates.get_last_lr()}
-        checkpoints.save(
-            self.work.folder,
-            Position(stage=self.work.index, step=self.state.global_step, finished=finished),
-            weights=parts.trained_tensors(self.model, self.work.keeps),
-            optimizer=optimizer,
-            state={
-                "seconds": self.clock.seconds,
-                "stream": self.work.stream.state_dict(),
-                "schedule": schedule,
-                **self.work.state,
-            },
-            keep=self.work.recipe.keep,
-        )
+        weights = parts.trained_tensors(self.model, self.work.keeps)
+        content = {
+            "weights": parallel.gathered(weights, self.model, self.here),
+            "optimizer": parallel.gathered(optimizer, self.model, self.here),
+            "others": parallel.others_random(self.here),
+        }
+
+        def write() -> None:
+            self.work.sync()
+            state = {"seconds": self.clock.seconds, "stream": self.work.stream.state_dict(), "schedule": schedule}
+            position = Position(stage=self.work.index, step=self.state.global_step, finished=finished)
+            keep = self.work.recipe.keep
+            checkpoints.save(self.work.folder, position, **content, state={**state, **self.work.state}, keep=keep)
+
+        self.here.tell(write)
 
     def bare_model(self) -> None:
         """Take off what accelerate put around the model's forward for autocast."""
@@ -245,19 +227,21 @@ class StageTrainer(Trainer):
     def begin(self) -> None:
         """Before the first step: continue from the checkpoint, or write the first one."""
         checkpoint = self.work.checkpoint
+        if self.here.rank:  # the same mask for other rows would not be a random one
+            torch.manual_seed(self.work.recipe.seed + self.here.rank)
         if checkpoint is None:
             self.save()
         else:
             self._place(checkpoint)
             tensors = checkpoint.tensors(checkpoints.OPTIMIZER)
-            checkpoints.restore_optimizer(_bare(self.optimizer), tensors, self.names)
+            checkpoints.restore_optimizer(_bare(self.optimizer), tensors, self.names, parallel.like)
             done, rates = checkpoint.state["schedule"]["last_epoch"], checkpoint.state["schedule"]["rates"]
             schedule: Any = self.lr_scheduler
             own = schedule.state_dict()
             schedule.load_state_dict({**own, "last_epoch": done, "_step_count": done + 1, "_last_lr": rates})
             for group, rate in zip(_bare(self.optimizer).param_groups, rates, strict=True):
                 group["lr"] = rate
-            checkpoints.restore_random(checkpoint)
+            checkpoints.restore_random(checkpoint, self.here.rank)
         self.clock.start()
 
     def _place(self, checkpoint: Checkpoint) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,14 @@ from rich.console import Console
 
 from tsugiki import extras
 from tsugiki.data.files import atomic_write
-from tsugiki.errors import ImageError
-from tsugiki.training import checkpoints, losses, parts, sources, warming
+from tsugiki.training import checkpoints, feed, losses, parallel, parts, processes, sources, warming
 from tsugiki.training import recipe as recipes
 from tsugiki.training.checkpoints import Checkpoint
-from tsugiki.training.recipe import Recipe, Stage, stage_name
+from tsugiki.training.processes import Processes
+from tsugiki.training.recipe import Recipe, stage_name
 from tsugiki.training.report import Board, Display, Log
 from tsugiki.training.run import Run
-from tsugiki.types import ImageSource, Sample
+from tsugiki.types import Sample
 
 if TYPE_CHECKING:
     from tsugiki.model import TsugikiForConditionalGeneration
@@ -75,25 +75,31 @@ def train(
 ) -> TrainResult:
     """Train `model` in place, and save the graft in `out/graft`.
 
+    Started by torchrun or accelerate launch, the processes divide each batch; the first one writes, and all of them
+    have to see `out`. Under `parallel: fsdp` leave the LLM on the CPU: only pieces of it go to the GPUs, and `model`
+    itself gets what was learned at the end of each stage.
+
     Args:
         recipe: a shipped recipe's name, a YAML file, a dict, or a Recipe.
         out: the run's folder; if a run stopped there, it is continued.
         data: source name -> samples or JSONL file; a bare list or file for a recipe with one source.
         overrides: `steps=100`, `stages.scenes.train.projector=1e-3`.
         resume: False refuses a folder in which a run has begun.
-        progress: tell on standard error how far it is.
+        progress: tell on standard error how far it is; of several processes the first one does.
         features: the cache of tower outputs; None = the one in Tsugiki's cache folder.
         cache_limit: bytes of that folder; the least recently used pictures go first. None = no limit.
-        on_step: called after each step.
+        on_step: called after each step, in every process.
 
     Raises:
         RecipeError: the recipe can't be run, or differs from the one that the run in `out` began with.
         UnknownNameError: an unknown recipe, loss or data source.
+        UnsupportedError: started by a launcher's engine other than DDP.
         DataError, PromptError, ImageError: a sample can't be read.
         StoreError: the disk is full; the last checkpoint is intact, the same call continues from it.
     """
     extras.require("accelerate", extra="train")
     plan = recipes.load(recipe, overrides)
+    here = processes.join(plan, Path(out))
     given = sources.named(data, plan.stages)
     data_of = _checked(model, plan, given)
     hashes = {
@@ -102,11 +108,13 @@ def train(
     }
     base = {k: v for k, v in model.base_identity.items() if k in ("name", "dtype") or k.endswith("sha256")}
     content = {"data": hashes, "base": base, "grafts": model.config.grafts}
+    here.refuse_difference("base, graft or data", content)
     run = Run(Path(out), plan, content)
-    with run.locked():
-        start = run.open(resume=resume)
+    with ExitStack() as stack:
+        here.tell(lambda: stack.enter_context(run.locked()))
+        start = here.tell(lambda: run.open(resume=resume))
         session = _Session(model, plan, run, data_of, features, Console(stderr=True), progress, on_step)
-        session.cache_limit = cache_limit
+        session.cache_limit, session.here = cache_limit, here
         return session.go(start)
 
 
@@ -143,6 +151,7 @@ class _Session:
     ) -> None:
         self.model, self.plan, self.run, self.data = model, plan, run, data
         self.features, self.console, self.progress, self.on_step = features, console, progress, on_step
+        self.here = Processes()
         self.cache_limit: int | None = None
         self.log = Log(run.out / "log.jsonl")
         self.reports: dict[str, Any] = {}
@@ -151,10 +160,9 @@ class _Session:
     def go(self, start: Checkpoint | None) -> TrainResult:
         """Run what is left."""
         first = 0
-        if start is None:
-            self.log.cut(-1, 0)
-        else:
-            self.log.cut(start.position.stage, start.position.step)
+        done = (start.position.stage, start.position.step) if start is not None else (-1, 0)
+        self.here.tell(lambda: self.log.cut(*done))
+        if start is not None:
             self.reports, self.seconds = dict(start.state["reports"]), dict(start.state["stage_seconds"])
             keeps = self._keeps(start.position.stage)
             if "llm" in keeps:  # so that the model knows, and says, that its LLM is no longer the base
@@ -162,7 +170,8 @@ class _Session:
                 self.model.freeze_llm(True)
             checkpoints.restore_weights(self.model, start, parts.trained_tensors(self.model, keeps))
             first = start.position.stage + (1 if start.position.finished else 0)
-        atomic_write(self.run.out / "parts.json", json.dumps(self._tables(), ensure_ascii=False, indent=1))
+        tables = json.dumps(self._tables(), ensure_ascii=False, indent=1)
+        self.here.tell(lambda: atomic_write(self.run.out / "parts.json", tables))
         try:
             for i in range(first, len(self.plan.stages)):
                 here = start if start is not None and i == start.position.stage else None
@@ -183,25 +192,30 @@ class _Session:
         return {stage_name(self.plan, i): parts.table(self.model, s.parts) for i, s in enumerate(self.plan.stages)}
 
     def _stage(self, index: int, start: Checkpoint | None) -> None:
-        from tsugiki.training._work import Work
-        from tsugiki.training.stage_trainer import StageTrainer, arguments
+        from tsugiki.training._work import Work, arguments
+        from tsugiki.training.stage_trainer import StageTrainer
 
-        stage, name = self.plan.stages[index], stage_name(self.plan, index)
-        display = Display(self.console, name, quiet=not self.progress)
+        stage, name, here = self.plan.stages[index], stage_name(self.plan, index), self.here
+        display = Display(self.console, name, quiet=not (self.progress and here.first))
         display.say(parts.draw(parts.table(self.model, stage.parts), f"Stage {name}"))
-        args = arguments(self.plan, index, self.run.out)
-        self.model.to(args.device)
-        samples = self._samples(index)
-        features = self._encode(stage, samples, display)
+        args = arguments(self.plan, index, self.run.out, here.world)
+        sharded = here.several and self.plan.parallel == "fsdp"
+        (self.model.frontend if sharded else self.model).to(args.device)
+        samples = here.in_turn(lambda: self._samples(index))
+        cache = self.features, self.cache_limit
+        features = here.in_turn(lambda: feed.encode(self.model, stage, samples, *cache, display))
         if stage.warm_start is not None and start is None:
-            self.reports[name] = warming.warm(self.model, stage, samples, features)
+            self.reports[name] = here.tell(lambda: warming.warm(self.model, stage, samples, features))
             display.say(f"{name}: warm start {json.dumps(self.reports[name], default=str)}")
-        stream = self._stream(stage, samples, features)
-        board = Board(self.run.out / "tensorboard" / name, start.position.step if start else 0)
+        keeps = self._keeps(index)
+        here.align(parts.new_tensors(self.model, keeps).values())
+        stream = feed.stream(self.model, stage, samples, features, seed=self.plan.seed, here=here)
+        board = Board(self.run.out / "tensorboard" / name, start.position.step if start else 0) if here.first else None
 
         def record(row: dict[str, Any], share: float) -> None:
-            self.log.add(row)
-            board.add(row["step"], {"loss": row["loss"], "lr": row["lr"], "grad_norm": row["grad_norm"] or 0.0})
+            if board is not None:
+                self.log.add(row)
+                board.add(row["step"], {"loss": row["loss"], "lr": row["lr"], "grad_norm": row["grad_norm"] or 0.0})
             report = StepReport(stage=name, step=row["step"], loss=row["loss"], seconds=row["seconds"], progress=share)
             display.show(step=report.step, loss=report.loss, seconds=report.seconds, progress=share)
             if self.on_step is not None:
@@ -211,23 +225,28 @@ class _Session:
             recipe=self.plan,
             index=index,
             stream=stream,
-            keeps=self._keeps(index),
+            keeps=keeps,
             folder=self.run.checkpoints,
             record=record,
             sync=self.log.sync,
             checkpoint=start,
+            processes=here,
             state={"reports": self.reports, "stage_seconds": self.seconds},
         )
         display.start()
         try:
             with parts.training(self.model, stage.parts, gradient_checkpointing=stage.gradient_checkpointing):
-                trainer = StageTrainer(self.model, args, work)
+                model = parallel.twin(self.model, here) if sharded else self.model
+                trainer = StageTrainer(model, args, work)
                 trainer.run()
-                self.seconds[name] = trainer.clock.seconds
+                self.seconds[name] = here.told(trainer.clock.seconds)
                 trainer.save(finished=True)
+                if sharded:
+                    parallel.put_back(model, self.model, stage.parts)
         finally:
             display.stop()
-            board.close()
+            if board is not None:
+                board.close()
 
     def _samples(self, index: int) -> dict[str, list[Sample]]:
         folder = self.run.out / "replay" / stage_name(self.plan, index)
@@ -235,46 +254,10 @@ class _Session:
         stage = self.plan.stages[index]
         return sources.replayed(self.data[index], stage, self.model, seed=self.plan.seed, folder=folder, where=where)
 
-    def _encode(self, stage: Stage, samples: Mapping[str, list[Sample]], display: Display) -> FeatureCache | None:
-        """Tower outputs of all pictures of a stage, once; None where the tower trains."""
-        if not parts.frozen_tower(self.model):
-            return None
-        from tsugiki.vision.cache import FeatureCache
-
-        pictures: list[ImageSource] = [image for content in samples.values() for s in content for image in s.images]
-        cache = self.features
-        if cache is None or cache.variants < stage.variants:
-            cache = FeatureCache(self.model.frontend, limit_bytes=self.cache_limit, variants=stage.variants)
-        if pictures:
-            different = len({sources.identity(p) for p in pictures})
-            try:
-                cache.fill(pictures, display.encoding(different, cache.estimate(different)))
-            except ImageError as error:
-                raise _placed(error, chain.from_iterable(samples.values())) from error
-        return cache
-
-    def _stream(
-        self, stage: Stage, samples: Mapping[str, list[Sample]], features: FeatureCache | None
-    ) -> sources.Stream:
-        from tsugiki.data.mixture import Mixture
-
-        options = {"labels": True, "padding_side": "right"}
-        if stage.max_length is not None:
-            options["max_length"] = stage.max_length
-        encoder = sources.Encoder(self.model.processor.collator(features, **options))
-        for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
-            encoder.item(sample)  # what can't be encoded is found now, not after an hour
-        weights = {name: source.weight for name, source in stage.data.items()}
-        return sources.Stream(
-            Mixture(samples, weights, seed=self.plan.seed),
-            batch_size=stage.batch_size,
-            collate=encoder,
-            length=encoder.length if stage.length_grouping else None,
-            seed=self.plan.seed,
-            variants=stage.variants if features is not None else 0,
-        )
-
     def _finish(self, *, resumed: bool) -> TrainResult:
+        return self.here.tell(lambda: self._written(resumed=resumed))
+
+    def _written(self, *, resumed: bool) -> TrainResult:
         rows = list(self.log.rows())
         graft = self.run.out / "graft"
         self.model.save(graft)
@@ -291,11 +274,3 @@ class _Session:
         content |= {"last_loss": result.losses[-1] if result.losses else None, "stage_seconds": self.seconds}
         atomic_write(self.run.out / "result.json", json.dumps(content, ensure_ascii=False, indent=1, default=str))
         return result
-
-
-def _placed(error: ImageError, samples: Iterable[Sample]) -> ImageError:
-    """The same error with the line of the sample whose picture it is."""
-    for sample in samples:
-        if sample.where and any(isinstance(i, str | Path) and Path(i).name in str(error) for i in sample.images):
-            return ImageError(error.found, expected=error.expected, fix=error.fix, where=sample.where)
-    return error

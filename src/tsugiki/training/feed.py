@@ -1,0 +1,106 @@
+"""What a stage reads: tower outputs of all its pictures, made once, and its samples as a stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tsugiki.errors import ImageError
+from tsugiki.training import parts, sources
+from tsugiki.training.processes import Processes
+from tsugiki.training.recipe import Stage
+from tsugiki.training.report import Display
+from tsugiki.types import ImageSource, Sample
+
+if TYPE_CHECKING:
+    from tsugiki.vision.cache import FeatureCache
+
+
+def encode(
+    model: Any,
+    stage: Stage,
+    samples: Mapping[str, list[Sample]],
+    cache: FeatureCache | None,
+    limit: int | None,
+    display: Display,
+) -> FeatureCache | None:
+    """Tower outputs of all pictures of a stage, once; None where the tower trains.
+
+    Args:
+        cache: the caller's own, used where it has the stage's variants.
+        limit: bytes of the default one.
+        display: told how far it is.
+
+    Raises:
+        ImageError: a picture can't be read, with the place of its sample.
+    """
+    if not parts.frozen_tower(model):
+        return None
+    from tsugiki.vision.cache import FeatureCache
+
+    pictures: list[ImageSource] = [image for content in samples.values() for s in content for image in s.images]
+    if cache is None or cache.variants < stage.variants:
+        cache = FeatureCache(model.frontend, limit_bytes=limit, variants=stage.variants)
+    if pictures:
+        different = len({sources.identity(p) for p in pictures})
+        try:
+            cache.fill(pictures, display.encoding(different, cache.estimate(different)))
+        except ImageError as error:
+            raise _placed(error, chain.from_iterable(samples.values())) from error
+    return cache
+
+
+def stream(
+    model: Any,
+    stage: Stage,
+    samples: Mapping[str, list[Sample]],
+    features: FeatureCache | None,
+    *,
+    seed: int,
+    here: Processes,
+) -> sources.Stream:
+    """A stage's batches, or this process's share of each; the order is the same for any number of processes.
+
+    Raises:
+        PromptError: a sample that can't be encoded.
+    """
+    from tsugiki.data.mixture import Mixture
+
+    options = {"labels": True, "padding_side": "right"}
+    if stage.max_length is not None:
+        options["max_length"] = stage.max_length
+    encoder = sources.Encoder(model.processor.collator(features, **options))
+    for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
+        encoder.item(sample)  # what can't be encoded is found now, not after an hour
+    weights = {name: source.weight for name, source in stage.data.items()}
+    return sources.Stream(
+        Mixture(samples, weights, seed=seed),
+        batch_size=stage.batch_size,
+        collate=encoder,
+        length=encoder.length if stage.length_grouping else None,
+        seed=seed,
+        variants=stage.variants if features is not None else 0,
+        share=here.share,
+        stand_in=blank(model, features) if here.several else None,
+    )
+
+
+def blank(model: Any, features: Any) -> dict[str, Tensor]:
+    """One picture of zeros, as the model's forward takes it: cached features, or pixels where the tower trains."""
+    tower = model.frontend.tower
+    if features is not None:
+        return {"vision_features": torch.zeros(1, tower.patches, tower.width, dtype=torch.float16)}
+    return {"pixel_values": torch.zeros(1, 3, tower.input_size, tower.input_size)}
+
+
+def _placed(error: ImageError, samples: Iterable[Sample]) -> ImageError:
+    """The same error with the line of the sample whose picture it is."""
+    for sample in samples:
+        if sample.where and any(isinstance(i, str | Path) and Path(i).name in str(error) for i in sample.images):
+            return ImageError(error.found, expected=error.expected, fix=error.fix, where=sample.where)
+    return error
