@@ -8,6 +8,7 @@ Shapes: B rows, T positions, N images, M visual tokens, D LLM width.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
 from tsugiki.decoder import DecoderSpec
+from tsugiki.errors import UnknownNameError
 from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft
@@ -189,6 +191,29 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         self.language_model.requires_grad_(not frozen)
         self._trained_llm = self._trained_llm or not frozen
         self.config.llm_trained = self._trained_llm
+
+    def graft(self, name: str) -> Graft:
+        """The graft of that name.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        found = {cast(Graft, g).name: cast(Graft, g) for g in self.grafts}
+        if name not in found:
+            raise UnknownNameError("graft of this model", name, found)
+        return found[name]
+
+    def adjust(self, graft: str, **changes: Any) -> None:
+        """Change settings of a graft that alter no shape; they are saved with it.
+
+        Raises:
+            UnknownNameError: no such graft, or none of its settings that can change.
+            InputError: a wrong value.
+        """
+        part = self.graft(graft)
+        part.config = part.adjusted(self.decoder, **changes)
+        saved = {"name": graft, "config": dataclasses.asdict(part.config)}
+        self.config.grafts = [saved if g["name"] == graft else g for g in self.config.grafts or []]
 
     def train(self, mode: bool = True) -> TsugikiForConditionalGeneration:
         """Training mode for what trains; frozen parts stay in eval mode, without dropout."""

@@ -8,9 +8,10 @@ Shapes: B rows, T positions, D width of the LLM.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeGuard
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tsugiki.decoder import DecoderSpec
+from tsugiki.errors import UnknownNameError
 from tsugiki.grafts._context import KEYWORD, Context, current
 from tsugiki.types import Guarantee, How
 
@@ -86,6 +88,37 @@ class Graft(nn.Module):
     def on_text(self) -> bool:
         """Whether the graft also acts on requests without an image."""
         return False
+
+    def adjusted(self, decoder: DecoderSpec, **changes: Any) -> Any:
+        """The config with settings changed that alter no shape.
+
+        Raises:
+            UnknownNameError: not a setting that can change.
+            InputError: a wrong value.
+        """
+        for name in changes:
+            if name not in self.ADJUSTABLE:
+                known = sorted(self.ADJUSTABLE) or ["(none)"]
+                raise UnknownNameError("setting that can change", name, known, where=self.name)
+        before = self.config
+        self.config = dataclasses.replace(before, **changes)
+        try:
+            self.check(decoder)
+            return self.config
+        finally:
+            self.config = before
+
+    def teaches_text(self, parts: Sequence[str]) -> bool:
+        """Whether training the named parts of it (all of it if none is named) has a gradient on text alone."""
+        return False
+
+    def check(self, decoder: DecoderSpec) -> None:
+        """Whether the config fits itself and the LLM.
+
+        Raises:
+            InputError: a wrong value.
+            UnsupportedError: the family has no place for the graft, with the reason.
+        """
 
     def parts(self) -> dict[str, list[str]]:
         """Sub-parts that may train at their own rate: name -> the names of their parameters."""

@@ -10,7 +10,7 @@ Shapes: B rows, T positions of this forward, P positions whose keys are known, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -75,7 +75,7 @@ class Graft(Base):
 
     def __init__(self, config: Config, decoder: DecoderSpec) -> None:
         super().__init__(config, decoder)
-        self._check(decoder)
+        self.check(decoder)
         self.rotary = Rotary(decoder)
         self.indices = range(len(decoder.layers)) if config.layers is None else tuple(config.layers)
         self.parallel_block = decoder.block_kind == "parallel"
@@ -88,7 +88,7 @@ class Graft(Base):
             segments = config.router == "segments"
             self.routers = nn.ModuleList(Router(3 if segments else config.width, segments) for _ in self.indices)
 
-    def _check(self, decoder: DecoderSpec) -> None:
+    def check(self, decoder: DecoderSpec) -> None:
         config, d, depth = self.config, decoder.hidden_size, len(decoder.layers)
         if decoder.embedding_size != d:
             raise UnsupportedError(
@@ -157,6 +157,9 @@ class Graft(Base):
         """The learners that are built and take part."""
         built = {"both": LEARNERS}.get(self.config.learners, (self.config.learners,))
         return tuple(a for a in built if self.config.active in ("both", a))
+
+    def teaches_text(self, parts: Sequence[str]) -> bool:
+        return self.on_text and "textual" in self.active and (not parts or "textual" in parts)
 
     def parts(self) -> dict[str, list[str]]:
         names = [n for n, _ in self.named_parameters()]

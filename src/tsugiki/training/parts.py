@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from tsugiki.errors import RecipeError
 
 
-def parts_of(model: Any) -> dict[str, dict[str, nn.Parameter]]:
-    """Part -> full name -> parameter: `tower`, `projector`, `graft.<name>` in their order, `llm`."""
+def parts_of(model: Any, asked: Iterable[str] = ()) -> dict[str, dict[str, nn.Parameter]]:
+    """Part -> full name -> parameter: `tower`, `projector`, `graft.<name>` in their order, `llm`.
+
+    A graft of which `asked` names a part, as in `graft.wings.visual`, is divided into its parts.
+    """
     parts: dict[str, dict[str, nn.Parameter]] = {"tower": {}, "projector": {}}
     grafts = [f"graft.{graft.name}" for graft in model.grafts]
     parts |= {name: {} for name in grafts}
@@ -27,7 +30,18 @@ def parts_of(model: Any) -> dict[str, dict[str, nn.Parameter]]:
             parts["tower" if keys[1] == "tower" else "projector"][name] = parameter
         else:
             parts["llm"][name] = parameter
-    return parts
+    divided = {part.rpartition(".")[0] for part in asked if part.count(".") == 2}
+    return {k: v for part, content in parts.items() for k, v in _divided(model, part, content, divided).items()}
+
+
+def _divided(model: Any, part: str, content: Mapping[str, nn.Parameter], divided: Iterable[str]) -> dict[str, Any]:
+    if part not in divided:
+        return {part: dict(content)}
+    place, graft = next((i, g) for i, g in enumerate(model.grafts) if f"graft.{g.name}" == part)
+    return {
+        f"{part}.{name}": {key: content[key] for key in (f"grafts.{place}.{own}" for own in names)}
+        for name, names in graft.parts().items()
+    }
 
 
 def frozen_tower(model: Any) -> bool:
@@ -41,7 +55,7 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
     Raises:
         RecipeError: an unknown part (nearest name), a frozen tower, or a part without weights.
     """
-    parts = parts_of(model)
+    parts = parts_of(model, rates)
     trainable = [part for part, content in parts.items() if content and (part != "tower" or not frozen_tower(model))]
     for part in rates:
         if part == "tower" and frozen_tower(model):
@@ -68,12 +82,21 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
             )
 
 
+def teaches_text(model: Any, rates: Mapping[str, float]) -> bool:
+    """Whether a sample without a picture has a gradient: the LLM trains, or a graft that runs on text alone."""
+    if "llm" in rates:
+        return True
+    asked = [part.split(".") for part in rates if part.startswith("graft.")]
+    names = {keys[1] for keys in asked}
+    return any(model.graft(n).teaches_text([k[2] for k in asked if k[1] == n and len(k) > 2]) for n in names)
+
+
 def trained_tensors(model: Any, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Parameters and saved buffers of the named parts, by full name."""
     saved = set(model.state_dict())
     named: dict[str, Tensor] = {}
     for part in parts:
-        own = parts_of(model)[part]
+        own = parts_of(model, [part])[part]
         named |= own
         roots = {"projector": {"frontend.projector"}, "tower": {"frontend.tower"}, "llm": {"language_model"}}.get(part)
         roots = roots or {".".join(name.split(".")[:2]) for name in own}
@@ -94,7 +117,7 @@ def new_tensors(model: Any, trained: Mapping[str, Any]) -> dict[str, Tensor]:
 def groups(model: Any, rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for the optimiser: one a part, and one for its norms, biases and gates without weight decay."""
     found = []
-    parts = parts_of(model)
+    parts = parts_of(model, rates)
     for part, rate in rates.items():
         matrices = [p for p in parts[part].values() if p.dim() > 1]
         others = [p for p in parts[part].values() if p.dim() <= 1]
@@ -108,7 +131,7 @@ def training(model: Any, rates: Mapping[str, float], *, gradient_checkpointing: 
     """Inside, exactly the named parts take gradients; afterwards all is frozen or free as before, in eval mode."""
     before = {id(p): p.requires_grad for p in model.parameters()}
     use_cache = getattr(model.config, "use_cache", None)
-    parts = parts_of(model)
+    parts = parts_of(model, rates)
     if "llm" in rates:
         model.freeze_llm(False)
     model.requires_grad_(False)
@@ -152,7 +175,7 @@ def set_modes(model: Any) -> None:
 def table(model: Any, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """One row a part: its tensors, parameters, learning rate; frozen where the rate is None."""
     rows = []
-    for part, content in parts_of(model).items():
+    for part, content in parts_of(model, rates).items():
         count = sum(p.numel() for p in {id(p): p for p in content.values()}.values())
         rate = rates.get(part)
         rows.append(

@@ -73,7 +73,10 @@ class Stage(_Strict):
     name: str = ""
     """For logs and overrides; the stage's number if empty."""
     train: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Part -> peak learning rate. Parts: `projector`, `graft.<name>`, `llm`; 0 leaves a part frozen."""
+    """Part -> peak learning rate. Parts: `projector`, `graft.<name>` or its own parts (`graft.wings.visual`), `llm`;
+    0 leaves a part frozen."""
+    settings: dict[str, dict[str, Any]] = {}
+    """Graft -> settings that hold from this stage on, such as `{wings: {active: visual}}`."""
     data: Annotated[dict[str, Annotated[Source, BeforeValidator(_source)]], BeforeValidator(_sources)]
     """Name -> weight, path, or the fields of a source."""
     loss: str = "per_token"

@@ -121,15 +121,15 @@ def train(
 def _checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, list[Sample]]]:
     """The data of all stages; whatever is wrong with any stage is found before the first one starts."""
     loaded = []
-    frozen = model.guarantee == "exact"
     for i, stage in enumerate(plan.stages):
         where = f"stages.{i}"
+        for graft, changes in stage.settings.items():
+            model.graft(graft).adjusted(model.decoder, **changes)
         parts.check(model, stage.parts, where=where)
         losses.get(stage.loss, where=f"{where}.loss")
         warming.check(stage, where=where)
         samples = sources.load(stage, given, where=where)
-        frozen = frozen and "llm" not in stage.parts
-        if frozen:
+        if not parts.teaches_text(model, stage.parts):
             sources.refuse_idle_text(samples, stage, where=where)
         loaded.append(samples)
     return loaded
@@ -196,6 +196,9 @@ class _Session:
         from tsugiki.training.stage_trainer import StageTrainer
 
         stage, name, here = self.plan.stages[index], stage_name(self.plan, index), self.here
+        for earlier in self.plan.stages[: index + 1]:  # a continued run begins with what earlier stages set
+            for graft, changes in earlier.settings.items():
+                self.model.adjust(graft, **changes)
         display = Display(self.console, name, quiet=not (self.progress and here.first))
         display.say(parts.draw(parts.table(self.model, stage.parts), f"Stage {name}"))
         args = arguments(self.plan, index, self.run.out, here.world)
