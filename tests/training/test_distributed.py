@@ -36,11 +36,14 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"{graft}, pictures": {"graft": graft} for graft in GRAFTS},
     **{f"{graft}, mixed": {"graft": graft, **LLM} for graft in GRAFTS},
     "accumulated": {
-        "graft": "cross_attention",
+        "graft": "wings",
         **LLM,
         "stage": {"gradient_accumulation": 2, "batch_size": 2, **LLM["stage"]},
     },
-    "recomputed": {"graft": "cross_attention", **LLM, "stage": {"gradient_checkpointing": True, **LLM["stage"]}},
+    **{
+        f"{graft}, recomputed": {"graft": graft, **LLM, "stage": {"gradient_checkpointing": True, **LLM["stage"]}}
+        for graft in GRAFTS[1:]
+    },
     "tower": {"graft": "projector", "mixed": True, "also": ["llm", "tower"], "attach": {"train_tower": True}},
     "unclipped": {"graft": "projector", "stage": {"max_grad_norm": 0, "warm_start": True, "variants": 1}},
     "bf16": {"graft": "cross_attention", "recipe": {"precision": "bf16"}},
