@@ -1,7 +1,9 @@
 """Losses by name: a function (model, inputs, items) -> scalar, where a recipe's stage says `loss: <its name>`.
 
-`inputs` is what the collator gives the model's forward, labels included. `items` is the number of label tokens of the
-whole step (over gradient accumulation), so that the sum over its batches is the mean over its tokens.
+`inputs` is what the collator gives the model's forward, labels included. Where rows begin alike, their common beginning
+is cut off and in `past_key_values`, which one forward uses up: a second one needs a deep copy. `items` is the number of
+label tokens of the whole step (over gradient accumulation), so that the sum over its batches is the mean over all its
+tokens.
 """
 
 from __future__ import annotations

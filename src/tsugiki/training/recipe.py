@@ -102,6 +102,9 @@ class Stage(_Strict):
     """Recompute the LLM's layers in the backward pass: less memory, about a third more time."""
     length_grouping: bool = True
     """Put samples of like length into one batch, so that less is padded."""
+    share_prefix: bool = True
+    """Run what all samples of a batch begin with, before any picture, once instead of in each step: the same numbers to
+    numeric noise. Only where the LLM is frozen, the graft leaves it as the base has it, and nothing is recomputed."""
     max_length: int | None = Field(default=None, gt=0)
     """Longest sample in tokens; a longer one is an error. None = the LLM's own limit."""
     variants: int = Field(default=0, ge=0, le=64)

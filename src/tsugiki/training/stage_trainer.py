@@ -16,6 +16,7 @@ from tsugiki.errors import RecipeError, UnsupportedError
 from tsugiki.training import checkpoints, losses, parts
 from tsugiki.training._work import Clock, Work
 from tsugiki.training.checkpoints import Checkpoint, Position
+from tsugiki.training.prefix import SharedPrefix
 from tsugiki.training.recipe import Recipe
 from tsugiki.training.schedule import factor
 
@@ -61,10 +62,14 @@ class StageTrainer(Trainer):
         self.work, self.stage, self.clock = work, work.recipe.stages[work.index], Clock()
         self.loss_function = losses.get(self.stage.loss, where=f"stages.{work.index}.loss")
         self.seconds = 0.0  # of the clock at the last step
+        self.prefix: SharedPrefix | None = None
         self._saved = 0.0
         self._step_loss, self._tokens, self._labels = 0.0, 0, 0
         super().__init__(model=model, args=args, train_dataset=work.stream, data_collator=_as_it_is)
         self.model_accepts_loss_kwargs = True
+        # Recomputed layers keep no cache, and ranks of sharded weights would not meet in the same forward.
+        if self.stage.share_prefix and not self.stage.gradient_checkpointing and not self._sharded:
+            self.prefix = SharedPrefix(self.model)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
                 self.remove_callback(callback)  # the run has a display of its own
@@ -111,8 +116,14 @@ class StageTrainer(Trainer):
     ) -> Any:
         """The stage's loss, with what is frozen in eval mode."""
         parts.set_modes(self.model)
+        if self.prefix is not None:
+            inputs = self.prefix(inputs)
         loss = self.loss_function(model, inputs, num_items_in_batch)
         return (loss, {}) if return_outputs else loss
+
+    @property
+    def _sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each part."""
