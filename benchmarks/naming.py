@@ -1,6 +1,7 @@
 """What the warm start does for naming: arms that differ in one thing, at equal steps.
 
-    python benchmarks/naming.py --steps 90        (about what three minutes on two cores reach)
+    python benchmarks/naming.py --steps 60                 # 100 names
+    python benchmarks/naming.py --steps 60 --names 25
 
 Test pictures show renderings and backgrounds that training never shows.
 """
@@ -24,7 +25,7 @@ from tsugiki.studies._build import build_model, fetch_tower
 from tsugiki.studies._training import encode
 from tsugiki.training.trainer import train
 
-NAMES, PICTURES, ASKED = 25, 900, 120
+PICTURES, ASKED = 900, 120
 ARMS: dict[str, dict[str, Any]] = {
     "warm start, rate 3e-4": {"warm": {}, "rate": 3e-4},
     "no warm start, rate 3e-4": {"warm": None, "rate": 3e-4},
@@ -36,14 +37,14 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def data(folder: Path) -> tuple[list[Any], list[Any]]:
+def data(folder: Path, names: int) -> tuple[list[Any], list[Any]]:
     """Scenes; made once (a folder that holds them already needs no drawings)."""
     files = [folder / split / "samples.jsonl" for split in ("train", "test")]
     if not all(f.is_file() for f in files):
         from tsugiki.synth import scenes
 
         assets.fetch("openmoji"), assets.fetch("fabric")
-        common: dict[str, Any] = {"pictograms": NAMES, "languages": ("en",), "objects": (1, 1), "options": None}
+        common: dict[str, Any] = {"pictograms": names, "languages": ("en",), "objects": (1, 1), "options": None}
         common |= {"tasks": ["naming"], "forms": ["short"]}
         scenes.generate(PICTURES, out=folder / "train", **common)
         scenes.generate(ASKED, out=folder / "test", split="test", **common)
@@ -94,7 +95,8 @@ def arm(name: str, steps: int, seed: int, learn: list[Any], ask: list[Any], runs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--names", type=int, default=100, help="Pictograms, each an option of every question.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--data", type=Path, default=None, help="Where the scenes are, or will be made.")
@@ -102,8 +104,8 @@ def main() -> None:
     given = parser.parse_args()
     assets.fetch("smollm2-135m-instruct")
     fetch_tower("efficientnet-lite0")
-    learn, ask = data(given.data or assets.cache_dir() / "runs" / "naming-scenes")
-    runs = Path(os.environ.get("OUT") or assets.cache_dir() / "runs" / "naming")
+    learn, ask = data(given.data or assets.cache_dir() / "runs" / f"naming-scenes-{given.names}", given.names)
+    runs = Path(os.environ.get("OUT") or assets.cache_dir() / "runs" / f"naming-{given.names}")
     rows = []
     if given.no_table:
         for name in given.arms:
@@ -128,8 +130,8 @@ def main() -> None:
             }
         )
     notes = [
-        f"{len(ask)} pictures of one object, {NAMES} names to choose from (chance {1 / NAMES:.3f}), rotated drawings on"
-        f" new backgrounds; {given.steps} steps of 8, {given.seeds} seed(s); {found[0]['device']}.",
+        f"{len(ask)} pictures of one object, {given.names} names to choose from (chance {1 / given.names:.3f}),"
+        f" rotated drawings on new backgrounds; {given.steps} steps of 8, {given.seeds} seed(s); {found[0]['device']}.",
         "Closed: the most likely of all names. Free: generated, exact match. The probe learned from the same pictures.",
     ]
     write("naming", "Naming with and without the warm start", rows, notes)
