@@ -1,11 +1,12 @@
-"""Samples a second of training against a plain loop, in three steps: label positions only; + cache; + length grouping.
+"""Samples a second of training against a plain loop, step by step: label positions only; + cache; + length grouping;
++ shared prefix.
 
     python benchmarks/throughput.py                    # SmolLM2-135M, EfficientNet-Lite0, scenes: five minutes
     python benchmarks/throughput.py --tiny --rounds 3  # fakes, seconds; only to see that it runs
 
 All arms train the same projector on the same samples. They take turns, one step each, in one process; a turn is from
-drawing the batch to the end of the optimiser's step. The last arm sees the same samples in other batches, so ratios are
-of sums over all rounds; their 95 % interval is a bootstrap over rounds (an arm's and the plain loop's step together).
+drawing the batch to the end of the optimiser's step. The last two arms see the same samples in other batches, so ratios
+are of sums over all rounds; their 95 % interval is a bootstrap over rounds (the two steps of a round together).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tsugiki.synth import scenes
 from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_tokenizer
 from tsugiki.training import parts, recipe, stage_trainer
 from tsugiki.training._work import Work
+from tsugiki.training.prefix import common
 from tsugiki.training.run import versions
 from tsugiki.training.sources import Encoder, Stream
 from tsugiki.types import IMAGE, Message, Sample
@@ -42,7 +44,7 @@ from tsugiki.vision.cache import FeatureCache
 
 LLM, TOWER, LR = "smollm2-135m-instruct", "efficientnet-lite0", 1e-3
 PLAIN = "plain loop"
-ARMS = (PLAIN, "label positions only", "+ cache", "+ length grouping")
+ARMS = (PLAIN, "label positions only", "+ cache", "+ length grouping", "+ shared prefix")
 
 
 @dataclass
@@ -52,10 +54,12 @@ class Arm:
     name: str
     batches: Sequence[Sequence[Sample]]
     collate: Callable[[Sequence[Sample]], dict[str, Any]]
+    shares: bool = False
+    """Whether it runs the common prefix once for all steps."""
     trainer: Any = None
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    """Positions of each batch, padding included."""
+    """Positions of each batch that run through the LLM, padding included."""
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     done: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     failed: BaseException | None = None
@@ -68,7 +72,8 @@ class Arm:
             self.turn.acquire()
             self._started = time.perf_counter()
             inputs = self.collate(batch)
-            self.tokens.append(inputs["input_ids"].numel())
+            rows, length = inputs["input_ids"].shape
+            self.tokens.append(rows * (length - (common(inputs) if self.shares else 0)))
             yield inputs
 
     def ended(self) -> None:
@@ -135,7 +140,7 @@ def tiny(folder: Path, n: int) -> tuple[Callable[[], Any], Any, Any, list[Sample
 
 
 def arms(made: tuple[Callable[[], Any], Any, Any, list[Sample]], rounds: int, batch: int, folder: Path) -> list[Arm]:
-    """The four arms, ready to start."""
+    """All arms, ready to start."""
     llm, tokenizer, tower, samples = made
     model = tsugiki.attach(llm(), "projector", vision=tower, tokenizer=tokenizer)
     bare = tsugiki.attach(llm(), "projector", vision=tower, tokenizer=tokenizer)
@@ -156,6 +161,7 @@ def arms(made: tuple[Callable[[], Any], Any, Any, list[Sample]], rounds: int, ba
         Arm(ARMS[1], [mixed[0], *mixed], pixels),
         Arm(ARMS[2], [mixed[0], *mixed], cached),
         Arm(ARMS[3], [alike[0], *alike], cached),
+        Arm(ARMS[4], [alike[0], *alike], cached, shares=True),
     ]
     steps = rounds + 1
     found[0].trainer = plain_trainer(plain, found[0], steps, LR, folder / "plain", StepEnd(found[0]))
@@ -167,6 +173,7 @@ def arms(made: tuple[Callable[[], Any], Any, Any, list[Sample]], rounds: int, ba
 def ours(model: Any, arm: Arm, steps: int, batch: int, folder: Path) -> Any:
     """Our trainer on an arm's batches."""
     stage = {"train": {"projector": LR}, "data": "scenes", "steps": steps, "batch_size": batch}
+    stage["share_prefix"] = arm.shares
     plan = recipe.load({"stages": [stage], "save_seconds": 1e6})
     work = Work(
         recipe=plan,
