@@ -1,6 +1,6 @@
 """What the warm start does for naming: arms that differ in one thing, at equal steps.
 
-    python benchmarks/naming.py --steps 60                 # 100 names
+    python benchmarks/naming.py --steps 60 --longer 180    # 100 names; the first two arms also for more steps
     python benchmarks/naming.py --steps 60 --names 25
 
 Test pictures show renderings and backgrounds that training never shows.
@@ -96,6 +96,7 @@ def arm(name: str, steps: int, seed: int, learn: list[Any], ask: list[Any], runs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--longer", type=int, default=None, help="Run the first two arms for so many steps as well.")
     parser.add_argument("--names", type=int, default=100, help="Pictograms, each an option of every question.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
@@ -107,13 +108,16 @@ def main() -> None:
     learn, ask = data(given.data or assets.cache_dir() / "runs" / f"naming-scenes-{given.names}", given.names)
     runs = Path(os.environ.get("OUT") or assets.cache_dir() / "runs" / f"naming-{given.names}")
     rows = []
+    jobs = [(name, given.steps) for name in given.arms]
+    if given.longer is not None:
+        jobs += [(name, given.longer) for name in list(ARMS)[:2] if name in given.arms]
     if given.no_table:
-        for name in given.arms:
+        for name, steps in jobs:
             for seed in range(given.seeds):
-                arm(name, given.steps, seed, learn, ask, runs)
+                arm(name, steps, seed, learn, ask, runs)
         return
-    for name in given.arms:
-        found = [arm(name, given.steps, seed, learn, ask, runs) for seed in range(given.seeds)]
+    for name, steps in jobs:
+        found = [arm(name, steps, seed, learn, ask, runs) for seed in range(given.seeds)]
         groups = [s.id for _ in found for s in ask]
         closed, free, probe = ([v for f in found for v in f.get(k, [])] for k in ("closed", "free", "probe"))
         own, open_ = stats.mean(closed, groups=groups), stats.mean(free, groups=groups)
@@ -121,9 +125,11 @@ def main() -> None:
         rows.append(
             {
                 "arm": name,
+                "steps": steps,
                 "closed": f"{own.value:.3f} [{own.low:.3f}, {own.high:.3f}]",
                 "free": f"{open_.value:.3f} [{open_.low:.3f}, {open_.high:.3f}]",
                 "probe": round(sum(probe) / len(probe), 3),
+                "k-NN": round(sum(found[0]["k-NN"]) / len(ask), 3),
                 "constant": round(sum(found[0]["constant"]) / len(ask), 3),
                 "closed - probe": f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
                 "last loss": round(sum(f["last loss"] for f in found) / len(found), 3),
@@ -131,7 +137,8 @@ def main() -> None:
         )
     notes = [
         f"{len(ask)} pictures of one object, {given.names} names to choose from (chance {1 / given.names:.3f}),"
-        f" rotated drawings on new backgrounds; {given.steps} steps of 8, {given.seeds} seed(s); {found[0]['device']}.",
+        f" rotated drawings on new backgrounds; {PICTURES} pictures to learn from, in batches"
+        f" of 8; {given.seeds} seed(s); {found[0]['device']}.",
         "Closed: the most likely of all names. Free: generated, exact match. The probe learned from the same pictures.",
     ]
     write("naming", "Naming with and without the warm start", rows, notes)
