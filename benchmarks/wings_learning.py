@@ -32,7 +32,7 @@ NAMES, PICTURES, ASKED = 60, 1200, 120
 LABELS, PHOTOGRAPHS = 200, 500
 STEPS = {"scenes": 100, "fabric": 150}
 LONGER = 1.4  # WINGS' step in projector steps at rank 16, see results/wings_cost.md
-RANK, RATES = 16, {"projector": 3e-4, "graft.wings": 1e-3}
+RANK, RATES = 16, {"projector": 3e-4, "graft.wings": 3e-4}
 ARMS: dict[str, dict[str, Any] | None] = {
     "projector": None,
     "wings": {},
@@ -42,6 +42,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "router by segments": {"router": "segments"},
     "rank 64": {"rank": 64},
     "every third layer": {"layers": tuple(range(0, 30, 3))},
+    "learners at 1e-3": {"rate": 1e-3},
 }
 FINISHED = RESULTS / "wings_learning"
 
@@ -63,9 +64,9 @@ def data(task: str, seed: int, folder: Path) -> tuple[list[Sample], list[Sample]
     return schema.load(files[0]), schema.load(files[1])
 
 
-def asked(model: Any, samples: list[Sample], features: Any) -> dict[str, list[int]]:
-    """Which samples are answered right: the most likely option, and on scenes the generated answer."""
-    kinds = ["decisions"] if samples[0].task == "decision" else ["decisions", "vqa"]
+def asked(model: Any, samples: list[Sample], features: Any, free: bool) -> dict[str, list[int]]:
+    """Which samples are answered right: the most likely option, and with `free` the generated answer."""
+    kinds = ["decisions", "vqa"] if free else ["decisions"]
     found = tasks.measure(model, kinds, samples, features=features, train=(), max_new_tokens=8, batch_size=16)
     right = {kind: {a.sample.id: a.correct for a in found[kind].answers} for kind in kinds}
     named = {"decisions": "closed", "vqa": "free"}
@@ -78,13 +79,14 @@ def run(task: str, name: str, seed: int, runs: Path) -> None:
     if file.is_file():
         return
     learn, ask = data(task, seed, runs / "scenes")
-    options = ARMS[name]
+    options = dict(ARMS[name] or {}) if ARMS[name] is not None else None
+    rate = (options or {}).pop("rate", RATES["graft.wings"])
     torch.manual_seed(seed)
     grafts = {"method": "projector"} if options is None else {"method": "wings", "rank": RANK, **options}
     model = build_model("smollm2-135m-instruct", input_size=224, device="cpu", **grafts)
     features = encode(model, [*learn, *ask], print)
-    steps = STEPS[task]
-    rates = {k: v for k, v in RATES.items() if k == "projector" or options is not None}
+    steps, free = STEPS[task], task == "scenes" and name in ("projector", "wings")
+    rates = {"projector": RATES["projector"]} | ({"graft.wings": rate} if options is not None else {})
     stage: dict[str, Any] = {
         "name": task, "train": rates, "data": {task: 1}, "batch_size": 8, "warm_start": True, "warmup": 0.03,
         "steps": steps if options is not None else round(LONGER * steps), "scheduler": "constant",
@@ -108,14 +110,14 @@ def run(task: str, name: str, seed: int, runs: Path) -> None:
     )
     result: dict[str, Any] = {"task": task, "arm": name, "seed": seed, "ids": [s.id for s in ask]}
     if options is None:
-        result["longer"] = {"steps": done.steps, "seconds": done.seconds, **asked(model, ask, features)}
+        result["longer"] = {"steps": done.steps, "seconds": done.seconds, **asked(model, ask, features, free)}
         for n, tensor in parts.trained_tensors(model, rates).items():
             tensor.data.copy_(kept[n])
         gold = [tasks.short_answer(s) for s in ask]
         settings = tasks.Settings(features=features, train=learn, seed=seed)
         rivals = yardsticks.choices("decision" if task == "fabric" else "naming", ask, settings, model)
         result |= {k: [int(c == g) for c, g in zip(v, gold, strict=True)] for k, v in rivals.items()}
-    result |= {"steps": steps, "seconds": float(kept["seconds"]), **asked(model, ask, features)}
+    result |= {"steps": steps, "seconds": float(kept["seconds"]), **asked(model, ask, features, free)}
     result |= {"losses": [round(v, 4) for v in done.losses]}
     FINISHED.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result))
@@ -127,7 +129,7 @@ def compared(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str
     row = {}
     groups = [i for f in own for i in f["ids"]]
     for kind in ("closed", "free"):
-        if kind not in own[0]:
+        if any(kind not in f for f in (*own, *other)):
             row |= {kind: "", f"{kind}: difference": ""}
             continue
         mine, theirs = ([v for f in found for v in f[kind]] for found in (own, other))
