@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import GenerationMixin
 from tsugiki.configuration import CACHE
 from tsugiki.errors import PromptError
 from tsugiki.grafts._context import TsugikiCache
-from tsugiki.types import IMAGE, TAG, TEXT
+from tsugiki.types import IMAGE, PAD, TAG, TEXT
 
 
 class SeeingGeneration(GenerationMixin):
@@ -40,6 +41,9 @@ class SeeingGeneration(GenerationMixin):
             refuse_imageless_placeholders(kwargs.get("token_kind"))
             if self.on_text:
                 ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+                if kwargs.get("token_kind") is None:  # later steps may have masks in which padding is no longer seen
+                    kwargs["token_kind"] = text_kinds(kwargs.get("attention_mask"), ids.shape, ids.device)
+                    kwargs["image_index"] = torch.full_like(ids, -1)
                 return super().generate(ids, *args, **kwargs)  # type: ignore[misc]
             kwargs.pop("token_kind", None)
             for name in ("image_index", "mm_token_type_ids"):
@@ -88,6 +92,14 @@ class SeeingGeneration(GenerationMixin):
             if tensor is not None:
                 updated[name] = torch.cat([tensor, tensor.new_full((tensor.shape[0], new), value)], dim=1)
         return updated
+
+
+def text_kinds(attention_mask: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Kinds [B, T] of positions of which nothing is said: text, and padding where the mask is 0."""
+    kinds = torch.full(tuple(shape), TEXT, device=device)
+    if attention_mask is None or attention_mask.dim() != 2:
+        return kinds
+    return kinds.masked_fill(attention_mask[:, -shape[1] :].to(device) == 0, PAD)
 
 
 def refuse_imageless_placeholders(token_kind: Tensor | None) -> None:

@@ -25,11 +25,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import UnknownNameError
-from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders
+from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders, text_kinds
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft
 from tsugiki.grafts._context import KEYWORD, Context, TsugikiCache
-from tsugiki.types import PAD, TEXT, Guarantee, How, ImageSource, Message, Sample, VisualTokens
+from tsugiki.types import Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
 
 
@@ -300,7 +300,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
 
         shape = input_ids.shape if input_ids is not None else cast(Tensor, inputs_embeds).shape[:2]
         device = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).device
-        kinds = token_kind if token_kind is not None else _text_kinds(attention_mask, shape, device)
+        kinds = token_kind if token_kind is not None else text_kinds(attention_mask, shape, device)
         images = image_index if image_index is not None else torch.full(shape, -1, device=device)
         if use_cache is None:
             use_cache = labels is None and not self.training and bool(self.language_model.config.use_cache)
@@ -328,7 +328,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         length = int(past.get_seq_length())
         if length:  # a conversation that began without an image
             past_mask = mask[:, :length] if mask is not None and mask.dim() == 2 else None
-            text = _text_kinds(past_mask, (shape[0], length), device)
+            text = text_kinds(past_mask, (shape[0], length), device)
             cache.append(text, torch.full_like(text, -1))
         return cache
 
@@ -433,14 +433,6 @@ def _positions(attention_mask: Tensor | None, length: int) -> Tensor | None:
     if attention_mask is None or attention_mask.dim() != 2:
         return None
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
-
-
-def _text_kinds(attention_mask: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Kinds [B, T] of positions of which nothing is said: text, and padding where the mask is 0."""
-    kinds = torch.full(tuple(shape), TEXT, device=device)
-    if attention_mask is None or attention_mask.dim() != 2:
-        return kinds
-    return kinds.masked_fill(attention_mask[:, -shape[1] :].to(device) == 0, PAD)
 
 
 def _with_past(

@@ -186,10 +186,12 @@ def test_published_learners_run_on_text_alone() -> None:
     with torch.no_grad(), model.detached() as llm:
         bare = llm(**inputs).logits
     assert not torch.allclose(logits(model, inputs), bare)
-    options = {"max_new_tokens": 5, "do_sample": False}
-    for side in ("left",):
-        inputs = request(model, [[7], [4]], side=side)
-        assert torch.equal(model.generate(**inputs, **options), model.generate(**inputs, **options, use_cache=False))
+    inputs = request(model, [[7], [4]], side="left")
+    for beams in (1, 3):
+        options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams}
+        slow = model.generate(**inputs, **options, use_cache=False)
+        for cache in (None, "static"):
+            assert torch.equal(model.generate(**inputs, **options, cache_implementation=cache), slow)
 
 
 def test_published_rows_do_not_depend_on_their_neighbours() -> None:
