@@ -44,8 +44,8 @@ def run(name: str, steps: int, items: int, runs: Path) -> dict[str, Any]:
     parts = {"projector", *([f"graft.{ARMS[name]['method']}"] if ARMS[name]["method"] == "wings" else [])}
     parts |= {"llm"} if "trained" in name else set()
     stage: dict[str, Any] = {
-        "name": "scenes", "train": {k: v for k, v in RATES.items() if k in parts}, "data": {"scenes": 1}, "steps": steps,
-        "batch_size": 8, "warm_start": True, "warmup": 0.1, "scheduler": "constant",
+        "name": "scenes", "train": {k: v for k, v in RATES.items() if k in parts}, "data": {"scenes": 1},
+        "steps": steps, "batch_size": 8, "warm_start": True, "warmup": 0.1, "scheduler": "constant",
     }  # fmt: skip
     train(model, {"stages": [stage]}, runs / file.stem, data={"scenes": learn}, features=features, progress=False)
     seen = asked(model, ask[:60], features, free=False)["closed"]
