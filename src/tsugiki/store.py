@@ -185,8 +185,7 @@ def load(
     found = identity.source_identity(llm, tokenizer)
     inside = base is None and (path / BASE).is_dir()
     exported = (settings.get("tsugiki") or {}).get("exported") or {} if inside else {}
-    if not settings.get("llm_trained"):
-        _same_base({**wanted, **exported}, found, path)
+    _same_base({**wanted, **exported}, found, path)
     frontend_config, names, configs = _parts(path, settings)
     if (path / TOWER).is_dir():
         frontend_config = dataclasses.replace(frontend_config, tower=str(path / TOWER))
