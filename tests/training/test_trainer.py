@@ -132,7 +132,7 @@ def test_the_tower_runs_once_for_each_picture(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("name", recipes.available())
 def test_every_shipped_recipe_runs_on_fakes(name: str, tmp_path: Path) -> None:
     plan = recipes.load(name)
-    built = model(plan.model.grafts[-1])
+    built = model(plan.model.grafts[-1], **plan.model.options)
     sources = {source: samples() for stage in plan.stages for source in stage.data}
     result = train(
         built, name, tmp_path / "run", data=sources, overrides=["steps=2", "batch_size=2"], progress=False,
@@ -433,6 +433,17 @@ def test_bf16_autocast_leaves_no_trace(tmp_path: Path) -> None:
     result = run(built, {**recipe(), "precision": "bf16"}, tmp_path)
     assert result.losses != plain.losses and result.losses == pytest.approx(plain.losses, rel=0.02)
     assert "forward" not in vars(built) and all(p.dtype == torch.float32 for p in built.parameters())
+
+
+def test_bf16_holds_in_every_stage_and_no_error_leaves_it_behind(tmp_path: Path) -> None:
+    fields = recipe(steps=2)["stages"][0]
+    plan = {"precision": "bf16", "stages": [{**fields, "name": "0"}, {**fields, "name": "1"}]}
+    whole = run(model(), plan, tmp_path, "whole")
+    built = model()
+    with pytest.raises(Stop):
+        run(built, plan, tmp_path, on_step=stop_at(1, "1"))
+    assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & set(vars(built))
+    assert run(model(), plan, tmp_path).losses == whole.losses
 
 
 def test_processes_that_no_launcher_counts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

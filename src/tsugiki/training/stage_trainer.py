@@ -184,8 +184,10 @@ class StageTrainer(Trainer):
             if self.time_is_up or checkpoint.position.step == self.stage.steps:
                 return
         if self.stage.steps != 0:
-            self.train()
-            self.bare_model()
+            try:
+                self.train()
+            finally:
+                self.bare_model()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -219,10 +221,12 @@ class StageTrainer(Trainer):
         self.here.tell(write)
 
     def bare_model(self) -> None:
-        """Take off what accelerate put around the model's forward for autocast."""
+        """Take off what accelerate put around the model's forward for autocast; it would not do so again for a later
+        stage if its mark were left on the model."""
         if "_original_forward" in vars(self.model):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             vars(self.model).pop("forward", None)
+        vars(self.model).pop("_is_accelerate_prepared", None)
 
     def begin(self) -> None:
         """Before the first step: continue from the checkpoint, or write the first one."""
