@@ -112,6 +112,10 @@ class Graft(nn.Module):
         """Whether training the named parts of it (all of it if none is named) has a gradient on text alone."""
         return False
 
+    def idle_parts(self) -> list[str]:
+        """Those of its parts that have no gradient under its present settings."""
+        return []
+
     def check(self, decoder: DecoderSpec) -> None:
         """Whether the config fits itself and the LLM.
 

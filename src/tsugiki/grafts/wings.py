@@ -122,6 +122,8 @@ class Graft(Base):
         ):
             if value not in known:
                 raise UnknownNameError(name, str(value), [str(k) for k in known], where=f"wings.{name}")
+        if config.scale is not None and (isinstance(config.scale, bool) or not isinstance(config.scale, int | float)):
+            raise InputError(f"scale = {config.scale!r}", expected="a number", where="wings.scale")
         if not self.active:
             raise InputError(
                 f"active = {config.active!r} with the {config.learners} learners alone",
@@ -160,6 +162,9 @@ class Graft(Base):
 
     def teaches_text(self, parts: Sequence[str]) -> bool:
         return self.on_text and "textual" in self.active and (not parts or "textual" in parts)
+
+    def idle_parts(self) -> list[str]:
+        return [p for p in (*LEARNERS, "router") if p not in self.active and (p != "router" or len(self.active) < 2)]
 
     def parts(self) -> dict[str, list[str]]:
         names = [n for n, _ in self.named_parameters()]

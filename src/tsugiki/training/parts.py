@@ -53,8 +53,11 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
     """Whether a stage's parts exist and have weights.
 
     Raises:
-        RecipeError: an unknown part (nearest name), a frozen tower, or a part without weights.
+        RecipeError: an unknown part (nearest name), a frozen tower, an LLM that a graft keeps frozen, a part without
+            weights, or one that its graft's settings leave out.
     """
+    if "llm" in rates:
+        _check_llm(model, where=f"{where}.train.llm")
     parts = parts_of(model, rates)
     trainable = [part for part, content in parts.items() if content and (part != "tower" or not frozen_tower(model))]
     for part in rates:
@@ -79,6 +82,28 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
                 expected=f"one of {', '.join(trainable)}",
                 fix="Remove it",
                 where=f"{where}.train.{part}",
+            )
+        kind, _, rest = part.partition(".")
+        graft, _, own = rest.partition(".")
+        if kind == "graft" and own and own in model.graft(graft).idle_parts():
+            raise RecipeError(
+                f"part {part!r} takes no part under the settings of this stage, so it trains nothing",
+                expected=f"parts of {graft} that do, or other settings",
+                fix=f"Change `settings: {{{graft}: ...}}` of this stage, or remove the part.",
+                where=f"{where}.train.{part}",
+            )
+
+
+def _check_llm(model: Any, *, where: str) -> None:
+    """A graft that has a setting for it says whether the LLM may train."""
+    for graft in model.grafts:
+        if getattr(graft.config, "llm", "trainable") == "frozen":
+            raise RecipeError(
+                f"the LLM is to train, but the graft {graft.name!r} has llm: frozen, which keeps text exact",
+                expected="llm: trainable",
+                fix=f"Attach with llm='trainable' (`model: {{options: {{llm: trainable}}}}` in a recipe), or take a"
+                f" recipe that leaves the LLM frozen, such as {graft.name}-demo.",
+                where=where,
             )
 
 

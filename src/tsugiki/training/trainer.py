@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tsugiki import extras
 from tsugiki.data.files import atomic_write
-from tsugiki.training import checkpoints, feed, losses, parallel, parts, processes, sources, warming
+from tsugiki.training import _checks, checkpoints, feed, parallel, parts, processes, sources, warming
 from tsugiki.training import recipe as recipes
 from tsugiki.training.checkpoints import Checkpoint
 from tsugiki.training.processes import Processes
@@ -101,13 +101,13 @@ def train(
     plan = recipes.load(recipe, overrides)
     here = processes.join(plan, Path(out))
     given = sources.named(data, plan.stages)
-    data_of = _checked(model, plan, given)
+    data_of = _checks.checked(model, plan, given)
     hashes = {
         stage_name(plan, i): {name: sources.digest(given.get(name, source.path)) for name, source in stage.data.items()}  # type: ignore[arg-type]
         for i, stage in enumerate(plan.stages)
     }
     base = {k: v for k, v in model.base_identity.items() if k in ("name", "dtype") or k.endswith("sha256")}
-    content = {"data": hashes, "base": base, "grafts": model.config.grafts}
+    content = {"data": hashes, "base": base, "grafts": _checks.as_begun(model, plan)}
     here.refuse_difference("base, graft or data", content)
     run = Run(Path(out), plan, content)
     with ExitStack() as stack:
@@ -116,23 +116,6 @@ def train(
         session = _Session(model, plan, run, data_of, features, Console(stderr=True), progress, on_step)
         session.cache_limit, session.here = cache_limit, here
         return session.go(start)
-
-
-def _checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, list[Sample]]]:
-    """The data of all stages; whatever is wrong with any stage is found before the first one starts."""
-    loaded = []
-    for i, stage in enumerate(plan.stages):
-        where = f"stages.{i}"
-        for graft, changes in stage.settings.items():
-            model.graft(graft).adjusted(model.decoder, **changes)
-        parts.check(model, stage.parts, where=where)
-        losses.get(stage.loss, where=f"{where}.loss")
-        warming.check(stage, where=where)
-        samples = sources.load(stage, given, where=where)
-        if not parts.teaches_text(model, stage.parts):
-            sources.refuse_idle_text(samples, stage, where=where)
-        loaded.append(samples)
-    return loaded
 
 
 class _Session:
@@ -170,6 +153,7 @@ class _Session:
                 self.model.freeze_llm(True)
             checkpoints.restore_weights(self.model, start, parts.trained_tensors(self.model, keeps))
             first = start.position.stage + (1 if start.position.finished else 0)
+            self._adjust(start.position.stage)
         tables = json.dumps(self._tables(), ensure_ascii=False, indent=1)
         self.here.tell(lambda: atomic_write(self.run.out / "parts.json", tables))
         try:
@@ -188,6 +172,12 @@ class _Session:
             keeps |= earlier.parts
         return keeps
 
+    def _adjust(self, stage: int) -> None:
+        """The grafts' settings of a stage; a continued run begins with what earlier stages set."""
+        for earlier in self.plan.stages[: stage + 1]:
+            for graft, changes in earlier.settings.items():
+                self.model.adjust(graft, **changes)
+
     def _tables(self) -> dict[str, Any]:
         return {stage_name(self.plan, i): parts.table(self.model, s.parts) for i, s in enumerate(self.plan.stages)}
 
@@ -196,9 +186,7 @@ class _Session:
         from tsugiki.training.stage_trainer import StageTrainer
 
         stage, name, here = self.plan.stages[index], stage_name(self.plan, index), self.here
-        for earlier in self.plan.stages[: index + 1]:  # a continued run begins with what earlier stages set
-            for graft, changes in earlier.settings.items():
-                self.model.adjust(graft, **changes)
+        self._adjust(index)
         display = Display(self.console, name, quiet=not (self.progress and here.first))
         display.say(parts.draw(parts.table(self.model, stage.parts), f"Stage {name}"))
         args = arguments(self.plan, index, self.run.out, here.world)
