@@ -40,8 +40,21 @@ class Preset:
     """Settings of the front-end and the grafts that differ from their defaults."""
 
 
-PRESETS: dict[str, Preset] = {}
-"""Presets beyond the single grafts. (A single graft is a preset of its own name.)"""
+PRESETS: dict[str, Preset] = {
+    "wings": Preset(grafts=("wings",), recipe="wings-demo"),  # recipe `wings` trains the LLM, which this leaves frozen
+}
+"""Presets that are more than a graft and the recipe of its name."""
+
+
+def preset(name: str) -> Preset:
+    """What stands behind a method's name.
+
+    Raises:
+        UnknownNameError: no such method; names the nearest.
+    """
+    if name not in methods():
+        raise UnknownNameError("method", name, methods())
+    return PRESETS.get(name, Preset(grafts=(name,), recipe=name))
 
 
 def available() -> list[str]:
@@ -77,12 +90,10 @@ def attach(
         UnsupportedError: the graft refuses the LLM's family.
         InputError: no vision tower or no tokenizer.
     """
-    if name not in methods():
-        raise UnknownNameError("method", name, methods())
-    preset = PRESETS.get(name, Preset(grafts=(name,), recipe=name))
-    settings = {**preset.options, **options}
+    chosen = preset(name)
+    settings = {**chosen.options, **options}
     stacked = isinstance(llm, TsugikiForConditionalGeneration)
-    names = list(preset.grafts)
+    names = list(chosen.grafts)
     present = [g.name for g in llm.grafts] if stacked else []  # type: ignore[union-attr]
     if not stacked and _needs_splice(names):
         names.insert(0, "projector")

@@ -303,8 +303,8 @@ def test_a_new_model_is_what_the_recipe_says(fake: Callable[[str, Any], Call]) -
     given = build.given
     assert (given["base"], given["method"], given["vision"]) == ("a/b", spec.grafts, "v")
     assert given["options"] == {"input_size": 64, "positions": True}
-    new_model(spec, "a/b", "w")
-    assert build.given["vision"] == "w"
+    new_model(spec.model_copy(update={"dtype": "float32"}), "a/b", "w", device="cpu")
+    assert [build.given[k] for k in ("vision", "dtype", "device")] == ["w", "float32", "cpu"]
     with pytest.raises(InputError, match=r"names no LLM.*--base"):
         new_model(spec, None, None)
 
@@ -368,7 +368,7 @@ def test_verify(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None
     result = run("verify", "graft", "--base", "b", "--against", "parent", "--out", "proofs")
     assert result.exit_code == 0
     assert "[ok] tensors: all [3] equal" in result.stdout
-    assert model.given == {"folder": "graft", "base": "b"}
+    assert model.given == {"folder": "graft", "base": "b", "device": None}
     assert verify.given["model"].name == "the model"
     assert (verify.given["against"], verify.given["out"]) == ("parent", Path("proofs"))
     fake("tsugiki.evals.proof.verify", proof(False))

@@ -247,3 +247,13 @@ def test_real_assets_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = predict(result.graft, photos / "赤", out=tmp_path / "a.csv")
     assert len(found) == 6 and all(set(p.probabilities) == {"赤", "青"} for p in found)
     assert found == predict(result.model, photos / "赤", out=tmp_path / "a.csv")
+
+
+def test_a_method_brings_the_settings_of_its_recipe(tmp_path: Path) -> None:
+    """WINGS on a frozen LLM, by the recipe that leaves it frozen, with that recipe's rank unless told otherwise."""
+    photos = folder(tmp_path / "photos", (8, 8))
+    options: dict[str, Any] = {"method": "wings", "recipe": None, "overrides": ["steps=2"], "refit": False}
+    result = run(photos, tmp_path / "run", **options)
+    assert result.holds and result.proof.guarantee == "exact"
+    assert result.model.graft("wings").config.rank == 16
+    assert run(photos, tmp_path / "other", rank=2, **options).model.graft("wings").config.rank == 2

@@ -24,7 +24,16 @@ SMALL: dict[str, Any] = {"stages": [{"train": {"projector": 1e-3}, "data": {"tra
 
 
 def test_shipped_recipes() -> None:
-    assert {"projector", "cross_attention", "demo/scenes", "demo/fabric"} <= set(available())
+    expected = {
+        "projector",
+        "cross_attention",
+        "wings",
+        "wings-demo",
+        "demo/scenes",
+        "demo/scenes-wings",
+        "demo/fabric",
+    }
+    assert expected <= set(available())
 
 
 @pytest.mark.parametrize("name", available())

@@ -93,7 +93,12 @@ def train(
 
     plan = recipes.load(recipe, overrides or [])
     given = sources(data)
-    grafted = new_model(plan.model, base, vision) if model is None else load_model(model, base)
+    # Of several processes each puts what it needs on its own GPU, under FSDP a piece.
+    device = "cpu" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    if model is None:
+        grafted = new_model(plan.model, base, vision, device=device)
+    else:
+        grafted = load_model(model, base, device=device)
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     if first:
         say(grafted)

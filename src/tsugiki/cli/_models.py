@@ -7,8 +7,8 @@ from typing import Any
 from tsugiki.errors import InputError
 
 
-def load_model(folder: str, base: str | None = None) -> Any:
-    """A saved graft on its base, on the GPU where there is one.
+def load_model(folder: str, base: str | None = None, *, device: str | None = None) -> Any:
+    """A saved graft on its base, on `device`, by default the GPU where there is one.
 
     Raises:
         StoreError, BaseMismatchError, AssetError: as `tsugiki.load`.
@@ -20,10 +20,10 @@ def load_model(folder: str, base: str | None = None) -> Any:
 
     with quiet_bars():
         model: Any = load_graft(folder, base=base, say=say)
-    return model.to("cuda") if torch.cuda.is_available() else model
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def new_model(spec: Any, base: str | None, vision: str | None) -> Any:
+def new_model(spec: Any, base: str | None, vision: str | None, *, device: str | None = None) -> Any:
     """What a recipe is meant for (`spec`, its ModelSpec), on another LLM and vision tower where they are given.
 
     Raises:
@@ -36,6 +36,6 @@ def new_model(spec: Any, base: str | None, vision: str | None) -> Any:
     name = base or spec.base
     if name is None:
         raise InputError("the recipe names no LLM", expected="--base, an asset, a folder or a hub id", where="--base")
-    settings = {"input_size": spec.input_size, "projector": spec.projector, **spec.options}
+    settings = {"input_size": spec.input_size, "projector": spec.projector, "dtype": spec.dtype, **spec.options}
     given = {key: value for key, value in settings.items() if value is not None}
-    return build_model(name, spec.grafts, vision or spec.vision or VISION, say=say, **given)
+    return build_model(name, spec.grafts, vision or spec.vision or VISION, say=say, device=device, **given)

@@ -21,7 +21,6 @@ from rich.table import Table
 from tsugiki import build, extras
 from tsugiki.data import schema
 from tsugiki.data.files import atomic_write
-from tsugiki.errors import UnknownNameError
 from tsugiki.evals import proof as proofs
 from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
@@ -110,7 +109,8 @@ def fit(
         seed: of split, order of samples and yardsticks.
         progress: tell on standard error how far it is.
         say: is told the lines instead.
-        options: settings of the front-end and of the first method, as for `tsugiki.attach`.
+        options: settings of the front-end and of the first method, as for `tsugiki.attach`; those of a recipe that is
+            for this method are the default.
 
     Raises:
         DataError, BoxError, ImageError: the data can't be used; one line says where.
@@ -127,6 +127,8 @@ def fit(
     notes = [*_left_out(own), *parts.notes]
     tell(f"{own.kind}: {sizes['train']} samples to learn from, {sizes['test']} held out to be asked at the end")
     _tell_all(tell, notes)
+    if plan.model.grafts == ((method,) if isinstance(method, str) else tuple(method)):
+        options = {**plan.model.options, **options}
     model = build_model(base, method, vision or VISION, tokenizer=tokenizer, say=tell, **options)
     plan = startable(plan, parts.inner, tell)
     _keep_data(folder, parts)
@@ -185,10 +187,8 @@ def _plan(recipe: Any, method: str | Sequence[str], seed: int, overrides: Sequen
     """The recipe: the method's own is cut to what own pictures need."""
     if recipe is not None:
         return recipes.load(recipe, [f"seed={seed}", *overrides])
-    name = method if isinstance(method, str) else method[-1]
-    if name not in build.methods():
-        raise UnknownNameError("method", name, build.methods())
-    return recipes.load(name, [f"seed={seed}", f"steps={STEPS}", *overrides])
+    own = build.preset(method if isinstance(method, str) else method[-1]).recipe
+    return recipes.load(own, [f"seed={seed}", f"steps={STEPS}", *overrides])
 
 
 def _teller(progress: bool) -> Callable[[str], None]:

@@ -142,6 +142,8 @@ class ModelSpec(_Strict):
     """Side of the padded square that the tower sees, in pixels. None = the tower's own."""
     projector: str | None = None
     """Kind of the projector. None = the front-end's default."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the LLM's weights; float32 where they train. None = as stored, on a CPU float32."""
     grafts: tuple[str, ...] = ("projector",)
     """In the order in which they are attached."""
     options: dict[str, Any] = {}
