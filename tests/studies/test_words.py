@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from tsugiki.studies._words import sentences
-from tsugiki.types import Check, Proof, Score
+from tsugiki.evals.task import Answer
+from tsugiki.studies._words import beside, sentences
+from tsugiki.testing import tiny_images
+from tsugiki.types import Check, Message, Proof, Sample, Score
 
 
 def scores(value: float, minus: tuple[float, float], **yardsticks: float) -> list[Score]:
@@ -70,3 +72,20 @@ def test_the_proof(guarantee: Any, holds: bool) -> None:
     (said,) = sentences([], proof)
     wanted = "64 prompts and 20" if guarantee == "exact" else "retention"
     assert (wanted if holds else "does NOT hold (logits)") in said
+
+
+def answers(right: str) -> list[Answer]:
+    """One answer a letter, y for a right one; "-" was not asked."""
+    asked = [(i, r) for i, r in enumerate(right) if r != "-"]
+    picture = [tiny_images(1)[0] for _ in right]
+    messages = {i: (Message.of("user", "?", (picture[i],)), Message.of("assistant", "a")) for i, _ in asked}
+    samples = {i: Sample(id=str(i), messages=messages[i], task="naming") for i, _ in asked}
+    return [Answer(task="decisions", sample=samples[i], text="", gold="a", correct=r == "y") for i, r in asked]
+
+
+def test_two_models_on_what_both_were_asked() -> None:
+    said = beside("naming", ("new", answers("yyyn--")), ("old", answers("ynnnyy")))
+    assert said is not None
+    assert said.startswith("naming, the same 4 items: new 75 %, old 25 %; difference +50 points [")
+    assert beside("naming", ("new", answers("y")), ("old", answers("y"))) is None
+    assert beside("naming", ("new", []), ("old", answers("yy"))) is None

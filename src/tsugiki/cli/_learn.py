@@ -22,9 +22,11 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", "-o", help="The report and the grafts go there.")] = Path(
         "runs/demo"
     ),
-    minutes: Annotated[float, typer.Option(help="Training time of each of the two parts.", min=0.05)] = 3.0,
+    minutes: Annotated[
+        float, typer.Option(help="Training time of scenes (two grafts share it) and of fabric.", min=0.05)
+    ] = 3.0,
 ) -> None:
-    """Give SmolLM2-135M eyes on two kinds of real pictures, prove that its text is untouched, and report both."""
+    """Give SmolLM2-135M eyes on two kinds of pictures, by two grafts, prove that its text is untouched, and report."""
     from tsugiki.studies.demo import run
 
     result = run(out=folder, minutes=minutes, say=say)

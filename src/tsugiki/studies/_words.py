@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tsugiki.evals import stats
+from tsugiki.evals.task import Answer, picture_groups
 from tsugiki.types import Proof, Score
 
 HEADLINES = {"accuracy": "", "Acc@0.5": " (boxes)", "exact match": " (free answers, word for word)"}
@@ -24,6 +26,24 @@ def sentences(scores: Sequence[Score], proof: Proof | None) -> list[str]:
     if proof is not None:
         found.append(_proven(proof))
     return found
+
+
+def beside(what: str, one: tuple[str, Sequence[Answer]], other: tuple[str, Sequence[Answer]]) -> str | None:
+    """How often two models are right on the items that both were asked, paired; None where there are not two.
+
+    Args:
+        what: was asked.
+        one, other: a model's name and its answers.
+    """
+    mine, theirs = ({a.sample.id: a for a in answers} for _, answers in (one, other))
+    shared = [i for i in mine if i in theirs]
+    if len(shared) < 2:
+        return None
+    right, rival = ([float(found[i].correct) for i in shared] for found in (mine, theirs))
+    gap = stats.paired(right, rival, groups=picture_groups([mine[i].sample for i in shared]))
+    shares = [f"{name} {_percent(sum(v) / len(v))}" for (name, _), v in ((one, right), (other, rival))]
+    points = f"{100 * gap.value:+.0f} points{_between(gap.low, gap.high)}"
+    return f"{what}, the same {len(shared)} items: {', '.join(shares)}; difference {points}."
 
 
 def _headline(score: Score) -> str:

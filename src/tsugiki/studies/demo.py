@@ -1,15 +1,17 @@
 """`tsugiki demo`: eyes for SmolLM2-135M in minutes on two cores, the proof that its text is untouched, and one report.
 
-Two grafts are trained by the clock: one on pictogram scenes, one on 200 fabric photographs. Each is proven, then asked
-about pictures that it never saw, until a time limit; n tells how many it was.
+Three grafts are trained by the clock: a projector and WINGS on the same pictogram scenes, half of the time each, and a
+projector on 200 fabric photographs. Each is proven, then asked about pictures that it never saw, until a time limit; n
+tells how many it was.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from tsugiki.evals import task as tasks
 from tsugiki.evals.tables import markdown, records, table
 from tsugiki.studies._build import VISION, build_model, fetch_tower, quiet_bars
 from tsugiki.studies._training import encode
-from tsugiki.studies._words import sentences
+from tsugiki.studies._words import beside, sentences
+from tsugiki.training import recipe as recipes
 from tsugiki.training.trainer import TrainResult, train
 from tsugiki.types import Proof, Sample, Score
 
@@ -36,19 +39,52 @@ PHOTOGRAPHS, TEST_PHOTOGRAPHS = 200, 400
 TEST_TASKS: Mapping[str, float] = {"naming": 3, "box": 1}
 HEADLINES = ("decisions/naming", "vqa/naming", "grounding/box", "decisions/decision", "Text")
 """What the top of the report speaks of; the table has everything."""
+PROOF_ANSWERS = 10
+"""Whole answers of each of the three proofs."""
+OTHERS = 0.4
+"""Time for each further kind of question, in that for choosing among given answers."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One of the two grafts."""
+class Plan:
+    """One of the three grafts, before it is trained."""
 
     name: str
+    """Of its folder and of its lines in the report."""
+    data: str
+    """`scenes` or `fabric`; grafts with the same data are compared."""
+    recipe: str
+    """It says which graft it is, too."""
+    share: float = 1.0
+    """Of the training time that its data has."""
+
+    @property
+    def method(self) -> str:
+        return str(recipes.load(self.recipe).model.grafts[-1])
+
+
+PLANS = (
+    Plan(name="scenes-projector", data="scenes", recipe="demo/scenes", share=0.5),
+    Plan(name="scenes-wings", data="scenes", recipe="demo/scenes-wings", share=0.5),
+    Plan(name="fabric", data="fabric", recipe="demo/fabric"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the three grafts, and what was found about it."""
+
+    plan: Plan
     graft: Path
     training: TrainResult
     proof: Proof
     results: Mapping[str, tasks.Result]
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
 
     @property
     def scores(self) -> list[Score]:
@@ -67,12 +103,18 @@ class DemoResult:
 
     @property
     def holds(self) -> bool:
-        """Whether both proofs hold."""
+        """Whether all proofs hold."""
         return all(part.proof.holds for part in self.parts)
 
     @property
     def scores(self) -> list[Score]:
-        return [s for part in self.parts for s in part.scores]
+        """Tasks with their graft's name; of one task the grafts stand one below the other."""
+        found: dict[tuple[str, str], list[Score]] = {}
+        for part in self.parts:
+            for score in part.scores:
+                named = replace(score, task=f"{score.task} ({part.plan.method})")
+                found.setdefault((part.plan.data, score.task), []).append(named)
+        return [score for scores in found.values() for score in scores]
 
     @property
     def table(self) -> Table:
@@ -99,7 +141,7 @@ def run(
     *,
     out: str | Path = "runs/demo",
     minutes: float = 3.0,
-    limit_seconds: float = 30.0,
+    limit_seconds: float = 20.0,
     seed: int = 0,
     progress: bool = True,
     say: Say = print,
@@ -107,9 +149,10 @@ def run(
     """Fetch, train, prove, ask, report. A run that stopped is continued by the same call.
 
     Args:
-        out: the report and both grafts go there.
-        minutes: training time of each graft.
-        limit_seconds: of each kind of question; what was asked until then is what counts.
+        out: the report and the grafts go there.
+        minutes: training time of each kind of pictures; two grafts share that of the scenes.
+        limit_seconds: of choosing among given answers, and 0.4 of it of each further kind of question, for each graft;
+            what was asked until then is what counts.
         seed: of data, order and yardsticks.
         progress: show the training's progress.
         say: is told what was done.
@@ -126,10 +169,9 @@ def run(
     clock.done("fetch")
     data = {"scenes": _scenes(folder, seed), "fabric": _fabric(seed)}
     clock.done("make data")
-    parts = []
-    for name, (learn, ask) in data.items():
-        parts.append(_part(name, learn, ask, folder / name, minutes, limit_seconds, seed, progress, clock))
-    return _report(folder, parts, clock, {"seed": seed, "minutes of training each": minutes})
+    parts = [_part(p, *data[p.data], folder / p.name, minutes, limit_seconds, seed, progress, clock) for p in PLANS]
+    facts = {f"minutes of training, {p.name}": p.share * minutes for p in PLANS}
+    return _report(folder, parts, clock, {"seed": seed, **facts})
 
 
 def _scenes(folder: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -163,7 +205,7 @@ def _fabric(seed: int) -> tuple[list[Sample], list[Sample]]:
 
 
 def _part(
-    name: str,
+    plan: Plan,
     learn: Sequence[Sample],
     ask: Sequence[Sample],
     folder: Path,
@@ -174,30 +216,45 @@ def _part(
     clock: _Clock,
 ) -> Part:
     """One graft: train by the clock, prove, ask."""
-    model = build_model(BASE, "projector", VISION, input_size=INPUT_SIZE)
+    name, spec = plan.name, recipes.load(plan.recipe).model
+    model = build_model(BASE, spec.grafts, VISION, input_size=INPUT_SIZE, **spec.options)
     features = encode(model, [*learn, *ask], clock.say)
     clock.done(f"{name}: encode pictures")
     training = train(
         model,
-        f"demo/{name}",
+        plan.recipe,
         folder,
-        data={name: list(learn)},
-        overrides=[f"minutes={minutes}"],
+        data=list(learn),
+        overrides=[f"minutes={plan.share * minutes}"],
         features=features,
         progress=progress,
     )
     clock.done(f"{name}: train {training.steps} steps")
     with quiet_bars():
-        proof = proofs.verify(model, seed=seed, out=folder / "proof.json")
+        proof = proofs.verify(model, answers=PROOF_ANSWERS, seed=seed, out=folder / "proof.json")
     clock.say(proofs.describe(proof))
     clock.done(f"{name}: prove")
     names = [n for n in tasks.available() if n != "retention" and tasks.load(n).select(ask)]
-    limit = TEST_PHOTOGRAPHS if name == "fabric" else None
-    results = tasks.measure(
-        model, names, ask, features=features, train=learn, seconds=limit_seconds, limit=limit, seed=seed
-    )
+    limit = TEST_PHOTOGRAPHS if plan.data == "fabric" else None
+    results: dict[str, tasks.Result] = {}
+    for task in names:
+        seconds = limit_seconds * (1 if task == "decisions" else OTHERS)
+        results |= tasks.measure(
+            model, task, ask, features=features, train=learn, seconds=seconds, limit=limit, seed=seed
+        )
     clock.done(f"{name}: ask about held-out pictures")
-    return Part(name=name, graft=training.graft, training=training, proof=proof, results=results)
+    return Part(plan=plan, graft=training.graft, training=training, proof=proof, results=results)
+
+
+def _compared(one: Part, other: Part) -> Iterator[str]:
+    """What two grafts of the same data named, in the same time, in sentences."""
+    names = [f"{part.plan.method} after {part.training.steps} steps" for part in (other, one)]
+    for task in ("decisions", "vqa"):
+        answers = [part.results[task].answers if task in part.results else () for part in (other, one)]
+        named = [[a for a in found if a.sample.task == "naming"] for found in answers]
+        said = beside(f"{task}/naming in equal time", *zip(names, named, strict=True))
+        if said is not None:
+            yield said
 
 
 def _report(folder: Path, parts: Sequence[Part], clock: _Clock, facts: Mapping[str, object]) -> DemoResult:
@@ -207,13 +264,21 @@ def _report(folder: Path, parts: Sequence[Part], clock: _Clock, facts: Mapping[s
         for said in sentences(part.scores, part.proof)
         if said.startswith(HEADLINES)
     ]
+    findings += [
+        f"{a.plan.data}: {said}" for a, b in pairwise(parts) if a.plan.data == b.plan.data for said in _compared(a, b)
+    ]
     steps = {step: round(seconds) for step, seconds in clock.seconds.items()}
     result = DemoResult(out=folder, report=folder / "report.html", parts=tuple(parts), steps=clock.seconds)
     report = reports.Report(
         title="Tsugiki: eyes for SmolLM2-135M, and its words kept",
         findings=findings,
         scores=result.scores,
-        answers=[a for part in parts for r in part.results.values() for a in r.answers],
+        answers=[
+            replace(a, task=f"{a.task} ({part.plan.method})")
+            for part in parts
+            for r in part.results.values()
+            for a in r.answers
+        ],
         losses={part.name: list(enumerate(part.training.losses, 1)) for part in parts},
         proofs={part.name: part.proof for part in parts},
         facts={
