@@ -30,18 +30,26 @@ GRAFTS = ["projector", "cross_attention", "wings"]
 KINDS = ["ddp", "fsdp"]
 # Text-only samples teach something only where the LLM trains; by length they would all be in batches of their own.
 LLM: dict[str, Any] = {"mixed": True, "also": ["llm"], "stage": {"length_grouping": False}}
+# WINGS says by a setting whether the LLM may train.
+TRAINABLE: dict[str, Any] = {"wings": {"attach": {"llm": "trainable"}}}
 
 # name -> what is trained; each of them alone, under DDP and under FSDP2
 CASES: dict[str, dict[str, Any]] = {
     **{f"{graft}, pictures": {"graft": graft} for graft in GRAFTS},
-    **{f"{graft}, mixed": {"graft": graft, **LLM} for graft in GRAFTS},
+    **{f"{graft}, mixed": {"graft": graft, **LLM, **TRAINABLE.get(graft, {})} for graft in GRAFTS},
     "accumulated": {
         "graft": "wings",
         **LLM,
+        **TRAINABLE["wings"],
         "stage": {"gradient_accumulation": 2, "batch_size": 2, **LLM["stage"]},
     },
     **{
-        f"{graft}, recomputed": {"graft": graft, **LLM, "stage": {"gradient_checkpointing": True, **LLM["stage"]}}
+        f"{graft}, recomputed": {
+            "graft": graft,
+            **LLM,
+            **TRAINABLE.get(graft, {}),
+            "stage": {"gradient_checkpointing": True, **LLM["stage"]},
+        }
         for graft in GRAFTS[1:]
     },
     "tower": {"graft": "projector", "mixed": True, "also": ["llm", "tower"], "attach": {"train_tower": True}},
