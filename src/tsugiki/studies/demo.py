@@ -242,7 +242,7 @@ def _part(
         results |= tasks.measure(
             model, task, ask, features=features, train=learn, seconds=seconds, limit=limit, seed=seed
         )
-    clock.done(f"{name}: ask about held-out pictures")
+        clock.done(f"{name}: ask about held-out pictures, {task}")
     return Part(plan=plan, graft=training.graft, training=training, proof=proof, results=results)
 
 
