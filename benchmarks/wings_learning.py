@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def data(task: str, seed: int, folder: Path) -> tuple[list[Sample], list[Sample]
     """Training and test samples: one object a picture and 60 names, or fabric photographs."""
     if task == "fabric":
         learn, rest = fabric.draw(seed, LABELS)
-        return learn, rest[:PHOTOGRAPHS]
+        return learn, random.Random(seed).sample(rest, PHOTOGRAPHS)  # the pool is in the order of its labels
     files = [folder / split / "samples.jsonl" for split in ("train", "test")]
     if not all(f.is_file() for f in files):
         from tsugiki.synth import scenes
@@ -97,7 +98,6 @@ def run(task: str, name: str, seed: int, runs: Path) -> None:
     def keep(report: StepReport) -> None:
         if report.step == steps:
             kept.update({n: t.detach().clone() for n, t in parts.trained_tensors(model, rates).items()})
-            kept["seconds"] = torch.tensor(report.seconds)
 
     done = train(
         model,
@@ -111,17 +111,18 @@ def run(task: str, name: str, seed: int, runs: Path) -> None:
     result: dict[str, Any] = {"task": task, "arm": name, "seed": seed, "ids": [s.id for s in ask]}
     if options is None:
         result["longer"] = {"steps": done.steps, "seconds": done.seconds, **asked(model, ask, features, free)}
-        for n, tensor in parts.trained_tensors(model, rates).items():
-            tensor.data.copy_(kept[n])
         gold = [tasks.short_answer(s) for s in ask]
         settings = tasks.Settings(features=features, train=learn, seed=seed)
         rivals = yardsticks.choices("decision" if task == "fabric" else "naming", ask, settings, model)
         result |= {k: [int(c == g) for c, g in zip(v, gold, strict=True)] for k, v in rivals.items()}
-    result |= {"steps": steps, "seconds": float(kept["seconds"]), **asked(model, ask, features, free)}
-    result |= {"losses": [round(v, 4) for v in done.losses]}
+        for n, tensor in parts.trained_tensors(model, rates).items() if kept else ():
+            tensor.data.copy_(kept[n])
+    result |= {"steps": steps, "losses": [round(v, 4) for v in done.losses]}
+    if options is not None or kept:  # a run that was finished before has no weights of its middle any more
+        result |= asked(model, ask, features, free)
     FINISHED.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result))
-    print(f"{file.stem}: closed {sum(result['closed']) / len(ask):.3f}, {result['seconds']:.0f} s", flush=True)
+    print(f"{file.stem}: closed {sum(result.get('closed', [])) / len(ask):.3f}", flush=True)
 
 
 def compared(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, str]:
@@ -155,7 +156,8 @@ def table() -> None:
                 continue
             own, other = [runs[s] for s in seeds], [found[task, rival][s] for s in seeds]
             head = {"task": task, "arm": name, "seeds": len(seeds), "steps": own[0]["steps"], "compared with": rival}
-            rows.append(head | compared(own, own if name == rival else other))
+            if all("closed" in f for f in (*own, *other)):
+                rows.append(head | compared(own, own if name == rival else other))
             if name == "wings":
                 longer = [f["longer"] | {"ids": f["ids"]} for f in other]
                 more = {"arm": "wings", "steps": own[0]["steps"], "compared with": "projector at equal time"}
@@ -163,7 +165,7 @@ def table() -> None:
             if name == "projector":
                 longer = [f["longer"] | {"ids": f["ids"]} for f in own]
                 more = {"arm": "projector, longer", "steps": longer[0]["steps"]}
-                rows.append(head | more | compared(longer, own))
+                rows.append(head | more | compared(longer, own if "closed" in own[0] else longer))
                 probe = [v for f in own for v in f["probe"]]
                 notes.append(
                     f"{task}: the linear probe on the same pictures is right for {sum(probe) / len(probe):.3f}."
