@@ -18,7 +18,7 @@ from tsugiki import assets, grafts, identity
 from tsugiki.configuration import TsugikiConfig
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import InputError, UnknownNameError
-from tsugiki.grafts._base import Graft, claims
+from tsugiki.grafts._base import Graft, claims, refuse_unregistered
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.vision.frontend import FrontEnd, FrontEndConfig
 
@@ -164,6 +164,11 @@ def _stack(
     _follow(parts, model.language_model)
     for part in parts:
         part.attach(model.decoder)
+        try:
+            refuse_unregistered(model.decoder)
+        except BaseException:
+            part.detach()
+            raise
         model.grafts.append(part)
     model.config.grafts = [*(model.config.grafts or []), *(_saved(n, c) for n, c in zip(names, configs, strict=True))]
     model.train(False)

@@ -113,7 +113,7 @@ class DecoderSpec:
         handles = [self.layers[-1].register_forward_hook(note_layer)]
         handles += [m.register_forward_hook(note) for m in candidates if next(m.parameters(), None) is not None]
         try:
-            self._probe()
+            self.probe()
         finally:
             for handle in handles:
                 handle.remove()
@@ -176,14 +176,15 @@ class DecoderSpec:
         children = [m for m in block.layer.children() if next(m.parameters(), None) is not None]
         handles = [m.register_forward_hook(record, with_kwargs=True) for m in (*children, block.layer)]
         try:
-            self._probe()
+            self.probe()
         finally:
             for handle in handles:
                 handle.remove()
         return flow
 
     @torch.no_grad()
-    def _probe(self) -> None:
+    def probe(self) -> None:
+        """A forward of two tokens, for those who watch."""
         device = self.embed.weight.device
         ids = torch.arange(2, device=device)[None]  # [1, 2]
         with _evaluating(self.llm):

@@ -41,8 +41,11 @@ class SeeingGeneration(GenerationMixin):
             refuse_imageless_placeholders(kwargs.get("token_kind"))
             if self.on_text:
                 ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-                if kwargs.get("token_kind") is None:  # later steps may have masks in which padding is no longer seen
-                    kwargs["token_kind"] = text_kinds(kwargs.get("attention_mask"), ids.shape, ids.device)
+                if kwargs.get("token_kind") is None and ids is not None:
+                    # Later steps may have masks in which padding is no longer seen.
+                    if kwargs.get("attention_mask") is None:
+                        kwargs["attention_mask"] = self._inferred_mask(ids, kwargs.get("generation_config"))
+                    kwargs["token_kind"] = text_kinds(kwargs["attention_mask"], ids.shape, ids.device)
                     kwargs["image_index"] = torch.full_like(ids, -1)
                 return super().generate(ids, *args, **kwargs)  # type: ignore[misc]
             kwargs.pop("token_kind", None)
@@ -76,11 +79,24 @@ class SeeingGeneration(GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
-        length = inputs["input_ids"].shape[1]
-        for name in ("token_kind", "image_index"):
+        cache = inputs.get(CACHE)
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+        for name, value in (("token_kind", TEXT), ("image_index", -1)):
             if inputs.get(name) is not None:
-                inputs[name] = inputs[name][:, -length:]
+                own = inputs[name][:, past : past + given.shape[1]]
+                missing = given.shape[1] - own.shape[1]  # candidates of assisted decoding are text
+                inputs[name] = torch.nn.functional.pad(own, (0, missing), value=value)
         return inputs
+
+    def _inferred_mask(self, ids: Tensor, config: Any) -> Tensor:
+        """As transformers infers it: padding is the pad token, unless that also ends answers."""
+        chosen = config if config is not None else self.language_model.generation_config
+        ends = chosen.eos_token_id if isinstance(chosen.eos_token_id, list) else [chosen.eos_token_id]
+        if chosen.pad_token_id is None or chosen.pad_token_id in ends:
+            return torch.ones_like(ids)
+        mask: Tensor = (ids != chosen.pad_token_id).long()
+        return mask
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,10 +25,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
 from tsugiki.decoder import DecoderSpec
-from tsugiki.errors import UnknownNameError
+from tsugiki.errors import PromptError, UnknownNameError
 from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders, text_kinds
 from tsugiki.grafts import _context
-from tsugiki.grafts._base import Graft
+from tsugiki.grafts._base import Graft, refuse_unregistered
 from tsugiki.grafts._context import KEYWORD, Context, TsugikiCache
 from tsugiki.types import Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
@@ -74,6 +75,11 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         self._trained_llm = config.llm_trained
         self.freeze_llm(not config.llm_trained)
         self._hook()
+        try:
+            refuse_unregistered(self.decoder)
+        except BaseException:
+            self._unhook()
+            raise
         self.train(False)
 
     # -- what is inside ------------------------------------------------------------------------------------------------
@@ -233,6 +239,12 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
     ) -> None:
+        if isinstance(gradient_checkpointing_func, partial) and gradient_checkpointing_func.keywords.get(
+            "use_reentrant"
+        ):
+            # The reentrant form does not see what grafts share between layers: its gradients would be wrong.
+            gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
+
         def recompute(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
             # The backward pass runs after the forward's context is gone, on another thread for accelerators.
             return gradient_checkpointing_func(_context.bound(function, _context.current()), *args, **options)
@@ -304,7 +316,10 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         images = image_index if image_index is not None else torch.full(shape, -1, device=device)
         if use_cache is None:
             use_cache = labels is None and not self.training and bool(self.language_model.config.use_cache)
-        cache = self._cache(past, use_cache, attention_mask, shape, device)
+        recomputed = torch.is_grad_enabled() and any(
+            m.training and getattr(m, "gradient_checkpointing", False) for m in self.decoder.layers
+        )
+        cache = None if recomputed else self._cache(past, use_cache, attention_mask, shape, device)
         context_visual, images = _with_past(cache, visual, images)
         if position_ids is None and "position_ids" in self._llm_keywords:
             position_ids = _positions(attention_mask, shape[1])
@@ -326,6 +341,12 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             return past
         cache = TsugikiCache(past)
         length = int(past.get_seq_length())
+        if length and self.on_text:
+            raise PromptError(
+                "this cache was computed without the grafts, which act on text too",
+                expected="a cache that this model returned",
+                fix="Encode the conversation again from its start.",
+            )
         if length:  # a conversation that began without an image
             past_mask = mask[:, :length] if mask is not None and mask.dim() == 2 else None
             text = text_kinds(past_mask, (shape[0], length), device)

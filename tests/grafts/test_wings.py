@@ -10,12 +10,14 @@ from tests.grafts import _wings_reference as reference
 from tests.grafts._requests import alone, request, wake
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import tsugiki
-from tsugiki.errors import InputError, TsugikiError
+from tsugiki.configuration import cache_of
+from tsugiki.errors import InputError, PromptError, TsugikiError, UnsupportedError
 from tsugiki.grafts import _learners, wings
 from tsugiki.grafts._context import TsugikiCache
-from tsugiki.testing import tiny_model
+from tsugiki.testing import TinyTower, tiny_model, tiny_tokenizer
 from tsugiki.types import TEXT
 
 PUBLISHED = {"llm": "trainable"}
@@ -290,6 +292,12 @@ def test_its_parts_are_all_of_it() -> None:
         ({"layers": (1, 1)}, "layers"),
         ({"rank": 0}, "rank"),
         ({"heads": 3}, "heads"),
+        ({"heads": 8}, "heads"),
+        ({"heads": 0}, "heads"),
+        ({"layers": 3}, "layers"),
+        ({"rank": 4.0}, "rank"),
+        ({"scale": float("nan")}, "scale"),
+        ({"exclude_prefix": -1}, "exclude_prefix"),
         ({"width": 0}, "width"),
         ({"compat": "reference"}, "llm"),
         ({"learners": "visual", "active": "textual"}, "active"),
@@ -346,6 +354,104 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
     again = tsugiki.load(tmp_path / "graft", base=llm, tokenizer=model.tokenizer, vision=model.frontend.tower)
     assert torch.equal(logits(again, inputs), want)
     assert tuple(again.grafts[-1].indices) == (0, 2)
+
+
+# -- families, dtypes, ways to generate and to recompute ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["falcon", "gptj", "bloom", "gpt_bigcode", "stablelm", "cohere", "phi"])
+def test_any_family_is_exact_on_text_or_refused(family: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 272, "n_head": 4}
+    sizes |= {"n_embd": 32, "n_layer": 2, "rotary_dim": 4, "intermediate_size": 48, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **sizes)
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(3, 250, (2, 9))
+    with torch.no_grad():
+        bare = llm(input_ids=ids).logits
+    try:
+        model = tsugiki.attach(llm, "wings", vision=TinyTower(), tokenizer=tiny_tokenizer(), rank=2, width=16)
+    except UnsupportedError as error:
+        assert error.fix
+    else:
+        assert family not in ("falcon", "gptj", "bloom")
+        wake(model)
+        inputs = request(model, [[4, "i", 5]])
+        labels = inputs["input_ids"].clone()
+        model(**inputs, labels=labels).loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.grafts[-1].parameters())
+        with torch.no_grad():
+            assert torch.equal(model(input_ids=ids).logits, bare)
+        llm = model.detach()
+    with torch.no_grad():
+        assert torch.equal(llm(input_ids=ids).logits, bare), "a refusal leaves nothing behind"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_bit_changes_at_real_head_widths(dtype: torch.dtype) -> None:
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    model = tiny_model("projector", "llama", llm={"dtype": dtype, "num_hidden_layers": 2, **sizes})
+    inputs = request(model, [[300, "i", 40]])
+    before = logits(model, inputs)
+    model = tsugiki.attach(model, "wings", rank=4)
+    assert torch.equal(logits(model, inputs), before)
+
+
+@pytest.mark.parametrize("pairs", [0, 1 << 20], ids=["channels", "masks"])
+def test_half_precision_autocast_is_finite_and_near(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_learners, "MASKED", pairs)
+    model = seeing()
+    inputs = request(model, [[5, "i", 9], [6]])
+    want = logits(model, inputs)
+    real = inputs["attention_mask"] == 1
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            close(logits(model, inputs).float()[real], want[real], 0.1)
+
+
+@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["frozen", "published"])
+def test_parts_of_a_prompt_and_candidates_of_an_answer(options: dict[str, Any]) -> None:
+    model = seeing(**options)
+    greedy = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    requests = [request(model, [[4, "i", 6]])]
+    if options:
+        requests.append({"input_ids": torch.tensor([[5, 6, 7, 8, 9, 9, 30, 5, 6]])})
+    for inputs in requests:
+        want = model.generate(**inputs, **greedy)
+        assert torch.equal(model.generate(**inputs, **greedy, prefill_chunk_size=5), want)
+        assert torch.equal(model.generate(**inputs, **greedy, prompt_lookup_num_tokens=3), want)
+
+
+def test_padding_is_seen_without_a_mask_and_a_foreign_cache_is_refused() -> None:
+    model = seeing(**PUBLISHED)
+    ids = torch.tensor([[0, 0, 0, 7, 8, 9], [4, 5, 6, 7, 8, 9]])
+    greedy = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(ids, **greedy), model.generate(ids, attention_mask=(ids != 0).long(), **greedy))
+    with torch.no_grad(), model.detached() as llm:
+        cache = cache_of(llm(input_ids=ids[1:], use_cache=True))
+    with pytest.raises(PromptError, match="without the grafts"):
+        model(input_ids=ids[1:, :2], cache=cache, use_cache=True)
+
+
+def test_reentrant_recomputation_and_a_cache_change_no_gradient() -> None:
+    model = seeing()
+    inputs = request(model, [[4, "i", 6], [3, "i", 2]])
+    weight = model.frontend.projector.layer_norm.weight
+
+    def gradient(**options: Any) -> Tensor:
+        model.zero_grad()
+        model.train()
+        model(**inputs, labels=inputs["input_ids"], **options).loss.backward()
+        return weight.grad.clone()
+
+    plain = gradient()
+    model.enable_checkpointing()
+    close(gradient(use_cache=True), plain, 1e-5)
+    enable = (
+        "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    )
+    getattr(model, f"{enable}_enable")(**{f"{enable}_kwargs": {"use_reentrant": True}})
+    close(gradient(), plain, 1e-5)
 
 
 # -- compile -----------------------------------------------------------------------------------------------------------

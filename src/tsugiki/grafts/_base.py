@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tsugiki.decoder import DecoderSpec
-from tsugiki.errors import UnknownNameError
+from tsugiki.errors import UnknownNameError, UnsupportedError
 from tsugiki.grafts._context import KEYWORD, Context, current
 from tsugiki.types import Guarantee, How
 
@@ -302,6 +302,8 @@ def _register(implementation: str) -> str:
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if _ENTERED is not None:
+                _ENTERED.add(id(module))
             chain: list[Site] = module.__dict__.get("_tsugiki_attention", [])
             eager: Any = module.__dict__.get("_tsugiki_eager")
             original = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
@@ -322,8 +324,41 @@ def _register(implementation: str) -> str:
     return name
 
 
+_ENTERED: set[int] | None = None  # ids of the attention modules that were called, while someone wants to know
+
+
+def refuse_unregistered(decoder: DecoderSpec) -> None:
+    """Whether attention sites are reached: some families never ask the registry, or ask for the kernel by its name.
+
+    Raises:
+        UnsupportedError: a hooked attention does not run through the registered function.
+    """
+    global _ENTERED
+    hooked = {id(b.attention) for b in decoder.blocks if "_tsugiki_attention" in b.attention.__dict__}
+    if not hooked:
+        return
+    _ENTERED = set()
+    try:
+        decoder.probe()
+        missed = hooked - _ENTERED
+    finally:
+        _ENTERED = None
+    if missed:
+        raise _unregistered(decoder.name)
+
+
+def _unregistered(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{name} does not run its attention through transformers' attention functions",
+        expected="a family whose attention asks the registry",
+        fix="Use a graft that does not hook attention: projector, cross_attention, or wings with router='none'.",
+    )
+
+
 def _attention(site: Site) -> Callable[[], None]:
     module: Any = site.module
+    if not hasattr(module, "config"):
+        raise _unregistered(type(module).__name__)
     chain = module.__dict__.setdefault("_tsugiki_attention", [])
     if not chain:
         module.config = _AttentionConfig(module.config)

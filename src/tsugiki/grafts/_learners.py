@@ -1,7 +1,8 @@
 """WINGS' tensors: low-rank residual attention (LoRRA), the router, and what the layers share. arXiv:2406.03496.
 
-No tensor of n x n per head is made, and none at all beyond `MASKED` pairs: there, keys of the other learner are
-excluded by a channel of their own in the scores, and the kernel's own causality does the rest.
+No tensor of n x n per head is made. Up to `MASKED` pairs of query and key each learner has a mask that its heads and
+all layers share; beyond them, keys of the other learner are excluded by a channel of their own in the scores, and the
+kernel's own causality does the rest (a prompt read in long parts has one boolean mask).
 
 Shapes: B rows, T positions of this forward, P positions whose keys are known, D LLM width, H heads, K = D / H, r rank,
 n active learners, E further channels of a head.
@@ -115,7 +116,9 @@ def _sorted(x: Tensor, order: Tensor) -> Tensor:
 
 def _exclusion(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where bool `seen`, else a number that no score outweighs, and that leaves a row without any key finite."""
-    far = -1e9 if torch.finfo(dtype).max > 1e9 else -3e4
+    device = seen.device.type
+    kernel = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    far = -1e9 if torch.finfo(kernel).max > 1e9 else -3e4
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, far)
 
 

@@ -31,6 +31,12 @@ class Rotary:
         self._apply: Callable[..., Any] | None = None
         self._types: list[str] | None = None
         if self._module is None:
+            if hasattr(importlib.import_module(type(decoder.blocks[0].attention).__module__), "apply_rotary_pos_emb"):
+                raise UnsupportedError(
+                    f"{decoder.name} rotates inside its attention, by tables of its own",
+                    expected="a rotary embedding outside the layers, or none",
+                    fix="Use the projector or cross_attention graft.",
+                )
             return
         home = importlib.import_module(type(decoder.blocks[0].attention).__module__)
         self._apply = getattr(home, "apply_rotary_pos_emb", None)
@@ -182,7 +188,14 @@ def _turns_halves(apply: Callable[..., Any]) -> bool:
     except (RuntimeError, TypeError):  # it takes no partial rotation
         angle = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]])
         cos, sin = (torch.cat([f(angle), f(angle)], -1) for f in (torch.cos, torch.sin))
-        theirs, _ = apply(x, x, cos, sin)
+        try:
+            theirs, _ = apply(x, x, cos, sin)
+        except (RuntimeError, TypeError) as error:
+            raise UnsupportedError(
+                "the LLM rotates queries and keys by tables of another shape",
+                expected="cosines and sines of a head's width",
+                fix="Use the projector or cross_attention graft.",
+            ) from error
     ours = widen(x, x.new_zeros(0), (cos, sin))
     return theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=1e-6)
 

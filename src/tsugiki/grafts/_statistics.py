@@ -31,8 +31,9 @@ def attend(
     """
     extra = _aligned(channels, key.shape[2]).to(value.dtype)[:, None].expand(-1, value.shape[1], -1, -1)
     width, count = value.shape[-1], channels.shape[-1]
-    if query.shape[2] == 1:
-        # One query is cheap to run twice, and the output keeps its bits: this kernel adds in another order when wider.
+    if query.shape[2] == 1 or query.dtype != torch.float32 or query.device.type != "cpu":
+        # The output keeps its bits, which a wider head would change by the order of sums; on a CPU in float32 it does
+        # not, but for a single query.
         padded = F.pad(extra, (0, width - count))
         output = call(query, key, value, scaling=scaling)
         return output, call(query, key, padded, scaling=scaling)[0][..., :count].sum(2)

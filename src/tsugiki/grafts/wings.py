@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -67,7 +68,11 @@ class Config:
 
 
 class Graft(Base):
-    """Learners beside the attention of the chosen layers."""
+    """Learners beside the attention of the chosen layers.
+
+    They see keys by kind and position: an attention mask of the caller's own that separates positions of one row (packed
+    samples) is not theirs. They rotate in every layer, also where the LLM's own attention leaves it out (SmolLM3).
+    """
 
     SPLICES = False
     STARTS_AS_IDENTITY = True
@@ -75,8 +80,8 @@ class Graft(Base):
 
     def __init__(self, config: Config, decoder: DecoderSpec) -> None:
         super().__init__(config, decoder)
-        self.check(decoder)
         self.rotary = Rotary(decoder)
+        self.check(decoder)
         self.indices = range(len(decoder.layers)) if config.layers is None else tuple(config.layers)
         self.parallel_block = decoder.block_kind == "parallel"
         built = LEARNERS if config.learners == "both" else (config.learners,)
@@ -102,16 +107,19 @@ class Graft(Base):
                 expected="llm='trainable', as the released weights have it",
                 where="wings.llm",
             )
-        wrong = [i for i in config.layers or () if not 0 <= i < depth]
-        if wrong or config.layers == () or len(set(config.layers or ())) != len(config.layers or ()):
+        heads = 1 if config.heads is None else config.heads
+        numbers = (("rank", config.rank, 1), ("width", config.width, 1), ("heads", heads, 1))
+        for name, value, least in (*numbers, ("exclude_prefix", config.exclude_prefix, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} = {value!r}", expected=f"a number, at least {least}", where=f"wings.{name}")
+        layers = range(depth) if config.layers is None else config.layers
+        listed = isinstance(layers, Sequence) and all(isinstance(i, int) and 0 <= i < depth for i in layers)
+        if not listed or not layers or len(set(layers)) != len(layers):
             raise InputError(
-                f"layers = {list(config.layers or ())}",
+                f"layers = {config.layers!r}",
                 expected=f"different numbers from 0 to {depth - 1}",
                 where="wings.layers",
             )
-        for name, value in (("rank", config.rank), ("width", config.width), ("heads", config.heads or 1)):
-            if value < 1:
-                raise InputError(f"{name} = {value}", expected="at least 1", where=f"wings.{name}")
         for name, value, known in (
             ("learners", config.learners, ("both", *LEARNERS)),
             ("active", config.active, ("both", *LEARNERS)),
@@ -122,7 +130,9 @@ class Graft(Base):
         ):
             if value not in known:
                 raise UnknownNameError(name, str(value), [str(k) for k in known], where=f"wings.{name}")
-        if config.scale is not None and (isinstance(config.scale, bool) or not isinstance(config.scale, int | float)):
+        if config.scale is not None and (
+            isinstance(config.scale, bool) or not isinstance(config.scale, int | float) or not isfinite(config.scale)
+        ):
             raise InputError(f"scale = {config.scale!r}", expected="a number", where="wings.scale")
         if not self.active:
             raise InputError(
@@ -130,8 +140,13 @@ class Graft(Base):
                 expected="a learner that is built",
                 where="wings.active",
             )
-        if d % (config.heads or 1):
-            raise InputError(f"heads = {config.heads}", expected=f"a divisor of the width {d}", where="wings.heads")
+        rotated = self.rotary.width()
+        if d % heads or d // heads < rotated:
+            raise InputError(
+                f"heads = {config.heads}",
+                expected=f"a divisor of the width {d} that leaves a head at least {rotated} wide, to rotate",
+                where="wings.heads",
+            )
 
     def _heads(self, decoder: DecoderSpec) -> int:
         """The LLM's number of heads, or the next smaller one that divides D into heads wide enough to rotate."""
@@ -215,7 +230,8 @@ class Graft(Base):
         x: Tensor = context.notes.pop(f"wings.{place}")
         if self.config.order == "after_attention" and not self.parallel_block:
             x = x + y
-        gate = self._gate(context.notes.pop(f"wings.{place}.weights", None), keys)
+        routed = self.routers is not None and len(self.active) == 2
+        gate = self._gate(context.notes.pop(f"wings.{place}.weights") if routed else None, keys)
         layer, slot = self.layers[place], f"wings.{place}"
         out = layer(
             x.to(keys.features.dtype),

@@ -85,7 +85,15 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
             )
         kind, _, rest = part.partition(".")
         graft, _, own = rest.partition(".")
-        if kind == "graft" and own and own in model.graft(graft).idle_parts():
+        idle = [p for p in model.graft(graft).idle_parts() if model.graft(graft).parts()[p]] if kind == "graft" else []
+        if idle and not own:
+            raise RecipeError(
+                f"of part {part!r}, {' and '.join(idle)} take no part under the settings of this stage",
+                expected="the parts that train",
+                fix=f"Name them: {', '.join(f'{part}.{p}' for p in model.graft(graft).parts() if p not in idle)}.",
+                where=f"{where}.train.{part}",
+            )
+        if own in idle:
             raise RecipeError(
                 f"part {part!r} takes no part under the settings of this stage, so it trains nothing",
                 expected=f"parts of {graft} that do, or other settings",
