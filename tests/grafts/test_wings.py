@@ -356,13 +356,14 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
     assert tuple(again.grafts[-1].indices) == (0, 2)
 
 
-# -- families, dtypes, ways to generate and to recompute ----------------------------------------------------------------
+# -- families, dtypes, ways to generate and to recompute ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["falcon", "gptj", "bloom", "gpt_bigcode", "stablelm", "cohere", "phi"])
 def test_any_family_is_exact_on_text_or_refused(family: str) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 272, "n_head": 4}
     sizes |= {"n_embd": 32, "n_layer": 2, "rotary_dim": 4, "intermediate_size": 48, "pad_token_id": 0}
+    sizes |= {"num_key_value_heads": 4}
     config = AutoConfig.for_model(family, **sizes)
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(config).eval()
@@ -447,10 +448,9 @@ def test_reentrant_recomputation_and_a_cache_change_no_gradient() -> None:
     plain = gradient()
     model.enable_checkpointing()
     close(gradient(use_cache=True), plain, 1e-5)
-    enable = (
-        "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
-    )
-    getattr(model, f"{enable}_enable")(**{f"{enable}_kwargs": {"use_reentrant": True}})
+    name = "activation_checkpointing"
+    name = name if hasattr(model, f"{name}_enable") else "gradient_checkpointing"
+    getattr(model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": True}})
     close(gradient(), plain, 1e-5)
 
 

@@ -70,8 +70,8 @@ class Config:
 class Graft(Base):
     """Learners beside the attention of the chosen layers.
 
-    They see keys by kind and position: an attention mask of the caller's own that separates positions of one row (packed
-    samples) is not theirs. They rotate in every layer, also where the LLM's own attention leaves it out (SmolLM3).
+    They see keys by kind and position: an attention mask of the caller's own that separates positions of one row
+    (packed samples) is not theirs. They rotate in every layer, also where the LLM's own attention does not (SmolLM3).
     """
 
     SPLICES = False
