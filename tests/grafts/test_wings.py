@@ -274,6 +274,27 @@ def test_long_parts_of_a_prompt_use_masks_of_their_own(monkeypatch: pytest.Monke
     close(torch.cat(parts, 1), whole)
 
 
+def test_long_prompts_ask_a_learner_only_where_a_row_has_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_learners, "MASKED", 0)
+    model = seeing()
+    n = model.tokens_per_image
+    rows: list[list[int | str]] = [[4, "i", 6], [7, "i", 3]]
+    inputs, asked = request(model, rows), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **keywords: Any) -> Tensor:
+        asked.append((q.shape[2], k.shape[2]))
+        return attention(q, k, v, *rest, **keywords)
+
+    monkeypatch.setattr(_learners.F, "scaled_dot_product_attention", spy)
+    whole = logits(model, inputs)
+    t, text = 10 + n, 6  # the second row's image begins three positions later, the first row's text ends the earlier
+    assert {(t - 4, n + 3), (text, text)} <= set(asked)
+    for i in range(2):
+        single, where = alone(inputs, i, "right")
+        close(whole[i : i + 1, where], logits(model, single))
+
+
 # -- parts, settings, released weights ---------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tsugiki.errors import PromptError
-from tsugiki.types import DEMO, IMAGE, PAD, VisualTokens
+from tsugiki.types import DEMO, IMAGE, PAD, TEXT, VisualTokens
 
 KEYWORD = "tsugiki"
 """Name of the keyword under which the context goes through the LLM's forward."""
@@ -38,6 +38,8 @@ class Context:
     kinds: Tensor | None = None  # int64 [B, S], of past and present; None = a text request that no graft sees
     positions: Tensor | None = None  # int64 [B, S], position ids of past and present
     image_tokens: tuple[int, int] = (0, 0)  # fewest and most image and demo positions of a row, past and present
+    image_span: tuple[int, int] = (0, 0)  # from the first such position of any row to behind the last
+    text_from: int = 0  # the first place at which any row has text after an image; S = nowhere
     cache: TsugikiCache | None = None
     branch: str = "image"
     keep: Tensor | None = None  # int64 [L], positions of the flattened [B * T] that the head has to score; None = all
@@ -237,13 +239,16 @@ def build(
     else:
         kinds, images = token_kind, image_index
         positions = positions if positions is not None else positions_of(token_kind)
+    image_tokens, image_span, text_from = _extent(kinds)
     whole = Context(
         visual=visual,
         token_kind=token_kind,
         image_index=image_index,
         kinds=kinds,
         positions=positions,
-        image_tokens=_fewest_and_most((kinds == IMAGE) | (kinds == DEMO)),
+        image_tokens=image_tokens,
+        image_span=image_span,
+        text_from=text_from,
         cache=cache,
         branch=branch,
         keep=keep,
@@ -265,10 +270,16 @@ def build(
     return replace(whole, image_offset=offsets, row_images=row_images, visible=visible)
 
 
-def _fewest_and_most(where: Tensor) -> tuple[int, int]:
-    """How many positions of a row [B, S] are True."""
-    fewest, most = torch.stack(where.sum(1).aminmax()).tolist()
-    return int(fewest), int(most)
+def _extent(kinds: Tensor) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Kinds [B, S] -> `image_tokens`, `image_span` and `text_from` of the context, in one transfer."""
+    image = (kinds == IMAGE) | (kinds == DEMO)
+    text = (kinds == TEXT) & (image.long().cumsum(1) > 0)
+    places = torch.arange(kinds.shape[1], device=kinds.device)
+    nowhere = torch.full_like(places, kinds.shape[1])
+    first, after = (torch.where(x.any(0), places, nowhere).amin() for x in (image, text))
+    stop = torch.where(image.any(0), places + 1, 0).amax()
+    few, many, start, end, text_from = torch.stack([*image.sum(1).aminmax(), first, stop, after]).tolist()
+    return (few, many), (start, end), text_from
 
 
 def first_positions(images: Tensor, n: int) -> Tensor:

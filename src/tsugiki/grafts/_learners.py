@@ -37,6 +37,7 @@ class Keys:
     tail: Tensor  # float [B, 1, P, E], added to the scores of a learner by its own channel; E = 0 with masks
     order: Tensor | None  # int64 [B, P], places of the keys if they are sorted, visual ones first
     columns: tuple[slice, slice]  # which keys a learner looks at
+    rows: tuple[int, int]  # the first query that asks a learner; those before it have no key
     masks: tuple[Tensor | None, Tensor | None]  # float [B, 1, T, its keys] to add to scores, or bool [T, P]
     causal: tuple[bool, bool]  # whether the kernel's own causality is the right one
     reads: Tensor  # float [B, T, 2], 1 where the token has any key of the learner
@@ -53,6 +54,7 @@ def lay_out(
     routed: Tensor,
     tables: Mapping[str, Tables],
     visual_keys: tuple[int, int],
+    spans: tuple[slice, slice],
     see_later: bool = False,
 ) -> Keys:
     """Arrange the keys of a forward.
@@ -64,6 +66,7 @@ def lay_out(
         routed: bool [B, T].
         tables: of all P positions.
         visual_keys: the smallest and the largest number of visual keys of a row.
+        spans: the part of the P positions outside of which no row has keys of a learner.
         see_later: whether visual keys are visible from before them (released code).
     """
     p = features.shape[1]
@@ -71,15 +74,17 @@ def lay_out(
     if see_later:
         reads = torch.stack([kind[..., 0].any(1, keepdim=True).expand(-1, t), reads[..., 1]], -1)
     few, many = visual_keys
-    columns, order, causal = (slice(None), slice(None)), None, (t == p > 1 and not see_later, t == p > 1)
+    columns, order, causal = spans, None, (t == p > 1 and not see_later, t == p > 1)
+    rows = (spans[0].start if causal[0] else 0, spans[1].start if causal[1] else 0)
     masks: tuple[Tensor | None, Tensor | None] = (None, None)
     asked = {name: (cos[:, -t:], sin[:, -t:]) for name, (cos, sin) in tables.items()}
     if t > 1 and t * p <= MASKED:
         columns, order, causal = (slice(many), slice(few, None)), _visual_first(kind), (False, False)
+        rows = (0, 0)
         features, kind = _sorted(features, order), _sorted(kind, order)
         tables = {name: (_sorted(cos, order), _sorted(sin, order)) for name, (cos, sin) in tables.items()}
-        rows = torch.arange(p - t, p, device=kind.device)[:, None]
-        seen = order[:, None] <= rows  # [B, T, P]
+        asking = torch.arange(p - t, p, device=kind.device)[:, None]
+        seen = order[:, None] <= asking  # [B, T, P]
         open_ = [kind[:, None, c, i] & (seen[..., c] | (see_later and i == 0)) for i, c in enumerate(columns)]
         masks = (_exclusion(open_[0], features.dtype)[:, None], _exclusion(open_[1], features.dtype)[:, None])
         tail = features.new_zeros(len(kind), 1, p, 0)
@@ -87,13 +92,14 @@ def lay_out(
         tail = F.pad(_exclusion(kind, features.dtype), (0, CHANNELS - 2))[:, None]
         if t not in (1, p):
             own = torch.arange(p, device=kind.device) <= torch.arange(p - t, p, device=kind.device)[:, None]
-            masks = (None if see_later else own, own)
+            masks = (None if see_later else own[:, spans[0]], own[:, spans[1]])
     return Keys(
         features=features,
         kind=kind.to(features.dtype),
         tail=tail,
         order=order,
         columns=columns,
+        rows=rows,
         masks=masks,
         causal=causal,
         reads=reads.to(features.dtype),
@@ -194,7 +200,10 @@ class Learners(nn.Module):
         q = torch.baddbmm(x.reshape(1, -1, d).expand(n, -1, -1), low, ups).view(n, *shape)
         attended = self._attend(q, k, v, keys, index, rotary, rotation)
         down = self._factors("o_down", active)
-        out = [F.linear(a, w) * g for a, w, g in zip(attended, down, gate.split(1, -1), strict=True)]
+        out = []
+        for a, w, g in zip(attended, down, gate.split(1, -1), strict=True):
+            late = t - a.shape[1]
+            out.append(F.pad(F.linear(a, w) * g[:, late:], (0, 0, late, 0)) if late else F.linear(a, w) * g)
         return F.linear(torch.cat(out, -1), torch.cat(self._factors("o_up", active), 1))
 
     def _attend(
@@ -207,7 +216,7 @@ class Learners(nn.Module):
         rotary: Rotary | None,
         rotation: str,
     ) -> list[Tensor]:
-        """q [n, B, T, H, K], k and v [B, P, H, K] -> n tensors [B, T, D]."""
+        """q [n, B, T, H, K], k and v [B, P, H, K] -> n tensors [B, T or fewer, D], of the last queries."""
         n, width, extra = len(q), q.shape[-1], keys.tail.shape[-1]
         own = torch.eye(max(extra, 2), dtype=q.dtype, device=q.device)[index, :extra].view(n, 1, 1, 1, extra)
         if rotary is not None:
@@ -220,7 +229,12 @@ class Learners(nn.Module):
         for learner, queries in zip(index, q.unbind(), strict=True):
             where, mask, causal = keys.columns[learner], keys.masks[learner], keys.causal[learner]
             out = F.scaled_dot_product_attention(
-                queries, k[:, :, where], v[:, :, where], mask, is_causal=causal, scale=width**-0.5
+                queries[:, :, keys.rows[learner] :],
+                k[:, :, where],
+                v[:, :, where],
+                mask,
+                is_causal=causal,
+                scale=width**-0.5,
             )
             found.append(narrow(out, width))
         return found

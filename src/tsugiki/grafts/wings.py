@@ -275,8 +275,17 @@ class Graft(Base):
             routed=routed[:, -t:],
             tables={name: self.rotary.tables(features, positions, name) for name in rotations},
             visual_keys=context.image_tokens,
+            spans=self._spans(context, p),
             see_later=self.config.compat is not None,
         )
+
+    def _spans(self, context: Context, p: int) -> tuple[slice, slice]:
+        """Where among the last P positions any row has keys of each learner."""
+        assert context.kinds is not None
+        behind = context.kinds.shape[1] - p
+        start, stop = context.image_span
+        text = context.text_from if self.config.llm == "frozen" else 0
+        return _within(start - behind, stop - behind, p), _within(text - behind, p, p)
 
     def _since_image(self, kinds: Tensor) -> tuple[Tensor, Tensor]:
         """Kinds [B, S] -> from where textual keys count, and from where the router decides, bool [B, S] each."""
@@ -295,6 +304,12 @@ class Graft(Base):
         since = image.long().cumsum(1) > 0
         text = (context.kinds != PAD) & ~image
         return torch.stack([text & ~since, image, text & since], -1).float()
+
+
+def _within(start: int, stop: int, p: int) -> slice:
+    """The part of [start, stop) that lies in [0, P), one position at least: no kernel likes to be empty."""
+    start = min(max(start, 0), p - 1)
+    return slice(start, max(min(stop, p), start + 1))
 
 
 def from_reference(state: Mapping[str, Tensor], graft: Graft) -> dict[str, Tensor]:
