@@ -32,6 +32,7 @@ class SeeingGeneration(GenerationMixin):
         Args:
             inputs: int64 [B, T], or `input_ids=`; with `token_kind`, `image_index` and pictures from the processor.
         """
+        parent: Any = super()
         pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("vision_features", None)
         visual = kwargs.pop("visual", None)
         if (past := kwargs.pop("past_key_values", None) or kwargs.pop("cache", None)) is not None:
@@ -47,7 +48,7 @@ class SeeingGeneration(GenerationMixin):
                         kwargs["attention_mask"] = self._inferred_mask(ids, kwargs.get("generation_config"))
                     kwargs["token_kind"] = text_kinds(kwargs["attention_mask"], ids.shape, ids.device)
                     kwargs["image_index"] = torch.full_like(ids, -1)
-                return super().generate(ids, *args, **kwargs)  # type: ignore[misc]
+                return parent.generate(ids, *args, **kwargs)
             kwargs.pop("token_kind", None)
             for name in ("image_index", "mm_token_type_ids"):
                 kwargs.pop(name, None)
@@ -65,9 +66,7 @@ class SeeingGeneration(GenerationMixin):
                 kwargs["generation_config"].suppress_tokens = [*already, self.placeholder_id]
             else:
                 kwargs["suppress_tokens"] = [*already, self.placeholder_id]
-        return super().generate(  # type: ignore[misc]
-            self._safe(ids), *args, visual=visual, **kwargs
-        )
+        return parent.generate(self._safe(ids), *args, visual=visual, **kwargs)
 
     def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
         """The LLM's own masks, for static caches."""
@@ -78,7 +77,8 @@ class SeeingGeneration(GenerationMixin):
         return own(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        parent: Any = super()
+        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         cache = inputs.get(CACHE)
         past = int(cache.get_seq_length()) if cache is not None else 0
         given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
