@@ -32,7 +32,7 @@ from tsugiki.types import Sample
 NAMES, PICTURES, ASKED = 60, 1200, 120
 LABELS, PHOTOGRAPHS = 200, 500
 STEPS = {"scenes": 100, "fabric": 150}
-LONGER = 1.4  # WINGS' step in projector steps at rank 16, see results/wings_cost.md
+LONGER = 1.4  # WINGS' step in projector steps, taken before it was measured as 1.47 (results/wings_cost.md)
 RANK, RATES = 16, {"projector": 3e-4, "graft.wings": 3e-4}
 ARMS: dict[str, dict[str, Any] | None] = {
     "projector": None,
@@ -80,8 +80,9 @@ def run(task: str, name: str, seed: int, runs: Path) -> None:
     if file.is_file():
         return
     learn, ask = data(task, seed, runs / "scenes")
-    options = dict(ARMS[name] or {}) if ARMS[name] is not None else None
-    rate = (options or {}).pop("rate", RATES["graft.wings"])
+    chosen = ARMS[name]
+    options = None if chosen is None else {k: v for k, v in chosen.items() if k != "rate"}
+    rate = (chosen or {}).get("rate", RATES["graft.wings"])
     torch.manual_seed(seed)
     grafts = {"method": "projector"} if options is None else {"method": "wings", "rank": RANK, **options}
     model = build_model("smollm2-135m-instruct", input_size=224, device="cpu", **grafts)
@@ -89,7 +90,7 @@ def run(task: str, name: str, seed: int, runs: Path) -> None:
     steps, free = STEPS[task], task == "scenes" and name in ("projector", "wings")
     rates = {"projector": RATES["projector"]} | ({"graft.wings": rate} if options is not None else {})
     stage: dict[str, Any] = {
-        "name": task, "train": rates, "data": {task: 1}, "batch_size": 8, "warm_start": True, "warmup": 0.03,
+        "name": task, "train": rates, "data": {task: 1}, "batch_size": 8, "warm_start": True,
         "steps": steps if options is not None else round(LONGER * steps), "scheduler": "constant",
     }  # fmt: skip
     stage["warmup"] = 3 / stage["steps"]

@@ -35,7 +35,9 @@ class SeeingGeneration(GenerationMixin):
         parent: Any = super()
         pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("vision_features", None)
         visual = kwargs.pop("visual", None)
-        if (past := kwargs.pop("past_key_values", None) or kwargs.pop("cache", None)) is not None:
+        given = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]
+        past = next((c for c in given if c is not None), None)  # an empty cache is false
+        if past is not None:
             kwargs[CACHE] = past
         with_image = any(v is not None for v in (pixels, features, visual))
         if not with_image and not (isinstance(past, TsugikiCache) and past.has_image):

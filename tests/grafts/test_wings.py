@@ -10,7 +10,7 @@ from tests.grafts import _wings_reference as reference
 from tests.grafts._requests import alone, request, wake
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import tsugiki
 from tsugiki.configuration import cache_of
@@ -453,6 +453,16 @@ def test_padding_is_seen_without_a_mask_and_a_foreign_cache_is_refused() -> None
         cache = cache_of(llm(input_ids=ids[1:], use_cache=True))
     with pytest.raises(PromptError, match="without the grafts"):
         model(input_ids=ids[1:, :2], cache=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["frozen", "published"])
+def test_an_empty_cache_of_the_callers_is_filled(name: str, options: dict[str, Any]) -> None:
+    model = seeing(**options)
+    for inputs in (request(model, [[4, "i", 6]]), request(model, [[7]])):
+        own = DynamicCache(config=model.language_model.config)
+        model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, **{name: own})
+        assert own.get_seq_length() == inputs["input_ids"].shape[1] + 1
 
 
 def test_reentrant_recomputation_and_a_cache_change_no_gradient() -> None:
