@@ -229,7 +229,7 @@ def encode_samples(
         features, labels=labels, add_generation_prompt=add_generation_prompt, padding_side=padding_side
     )
     batch: Batch = collate(samples)
-    moved = {k: v.to(model.device) for k, v in batch.inputs().items()}
+    moved = {k: v.to(model.device) for k, v in (batch.inputs() | batch.for_losses()).items()}
     return dataclasses.replace(batch, **moved)
 
 

@@ -150,6 +150,10 @@ class VisualTokens:
         return int(self.tokens.shape[0])
 
 
+FOR_LOSSES = ("steps", "step_weights")
+"""Fields of a batch that are no input of a model."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a collator gives a model. Absent fields are None and are not passed on."""
@@ -161,10 +165,16 @@ class Batch:
     labels: Tensor | None = None  # int64 [B, T], -100 = no loss
     pixel_values: Tensor | None = None  # float [N, 3, S, S], live pictures
     vision_features: Tensor | None = None  # float [N, P, V], cached tower outputs instead of pixels
+    steps: Tensor | None = None  # int64 [B, T], number of the answer's step at labels, -1 elsewhere; None = no marks
+    step_weights: Tensor | None = None  # float32 [B, K], of each row's steps; None = all equal
 
     def inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of the model's forward."""
-        return {k: v for k, v in self.__dict__.items() if v is not None}
+        return {k: v for k, v in self.__dict__.items() if v is not None and k not in FOR_LOSSES}
+
+    def for_losses(self) -> dict[str, Tensor]:
+        """What a loss may read beside them."""
+        return {k: v for k in FOR_LOSSES if (v := getattr(self, k)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ def test_a_name_belongs_to_one_function() -> None:
 
     with pytest.raises(ValueError, match="two losses"):
         losses.loss(per_token)
-    assert losses.available() == ["per_token"]
+    assert losses.available() == ["per_step", "per_token"]
 
 
 def test_per_token_against_a_loop_in_float64() -> None:

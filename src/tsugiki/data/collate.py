@@ -16,6 +16,7 @@ from torch import Tensor
 from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.images import MAX_PIXELS, image_size, open_image
 from tsugiki.data.prompt import IGNORE, Encoded, encode
+from tsugiki.data.steps import marked, turns, weights
 from tsugiki.errors import ImageError, InputError, PromptError
 from tsugiki.types import IMAGE, PAD, Batch, ImageSource, Sample
 
@@ -79,10 +80,12 @@ class Collator:
 
         Raises:
             PromptError: as `prompt.encode`, naming the sample.
+            DataError: with labels, marks of steps that do not fit the answer.
         """
         where = _where(sample)
         sizes = [image_size(source, where=where) for source in sample.images] if sample.boxes else []
-        return encode(
+        steps = marked(sample, where=where) if self.labels else ()
+        encoded = encode(
             sample.messages,
             self.tokenizer,
             tokens_per_image=self.tokens_per_image,
@@ -91,10 +94,12 @@ class Collator:
             sizes=sizes,
             codec=self.codec,
             labels=self.labels,
+            steps=steps,
             add_generation_prompt=self.add_generation_prompt,
             max_length=self.max_length,
             where=where,
         )
+        return replace(encoded, step_weights=weights(sample, where=where)) if self.labels else encoded
 
     @property
     def pad_id(self) -> int:
@@ -124,7 +129,8 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
     """Encoded conversations as tensors of one length, without pictures.
 
     `image_index` counts on through the batch. Where no row has a picture, kinds and indices are None, unless `kinds`
-    asks for them. Padding has kind PAD, index -1, label -100 and attention 0.
+    asks for them. Padding has kind PAD, index -1, label -100, step -1 and attention 0. `steps` is None where no
+    row marks any.
 
     Raises:
         PromptError: no row at all, or rows with and without labels together.
@@ -144,6 +150,8 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
                 row[slice(0, len(column)) if side == "right" else slice(-len(column), None)] = torch.tensor(column)
         return table
 
+    labels = rows([e.labels or [] for e in encoded], IGNORE) if encoded[0].labels is not None else None
+    steps = _steps(encoded, labels, rows) if labels is not None else None
     pictures = [e.images for e in encoded]
     told = kinds or any(pictures)
     first = [sum(pictures[:row]) for row in range(len(encoded))]
@@ -153,8 +161,29 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
         attention_mask=rows([[1] * len(e) for e in encoded], 0),
         token_kind=rows([e.token_kind for e in encoded], PAD) if told else None,
         image_index=rows(shifted, -1) if told else None,
-        labels=rows([e.labels or [] for e in encoded], IGNORE) if encoded[0].labels is not None else None,
+        labels=labels,
+        steps=steps,
+        step_weights=_weights(encoded, steps) if steps is not None else None,
     )
+
+
+def _steps(
+    encoded: Sequence[Encoded], labels: Tensor, rows: Callable[[Sequence[Sequence[int]], int], Tensor]
+) -> Tensor | None:
+    """Rows that have no marks beside those that do: every answer is one step."""
+    if all(e.steps is None for e in encoded):
+        return None
+    told = torch.tensor([e.steps is not None for e in encoded])
+    return torch.where(told[:, None], rows([e.steps or [] for e in encoded], -1), turns(labels))
+
+
+def _weights(encoded: Sequence[Encoded], steps: Tensor) -> Tensor | None:
+    """float32 [B, K], 1 where a row gives none."""
+    given = [e.step_weights or () for e in encoded]
+    if not any(given):
+        return None
+    most = max(int(steps.max()) + 1, *map(len, given))
+    return torch.tensor([[*row, *[1.0] * (most - len(row))] for row in given])
 
 
 def named(error: InputError, where: str) -> InputError:

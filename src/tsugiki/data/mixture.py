@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tsugiki.errors import DataError, UnknownNameError
@@ -17,25 +17,44 @@ class Mixture:
     Every source is gone through in a shuffled order of its own, and shuffled anew when it runs out. All draws follow
     from the seed and from counters, so the state is a few numbers and a stream continues exactly.
 
+    A staged source is gone through by levels, `meta["level"]` of its samples, the lowest first: each level has as large
+    a share of the `draws` as of the samples, and within its share it is shuffled, and shuffled anew when it runs out.
+    So the budget, and how often a sample is drawn, are those of a shuffled source. After the last draw it stays at the
+    highest level.
+
     Args:
         sources: name -> samples.
         weights: name -> weight, 0 or more, of any sum; a name that is left out has weight 0. Without weights, a source
             counts by its size.
         seed: of all draws.
+        staged: names of the sources that are gone through by levels.
+        draws: over all sources, among which the levels divide; needed where a source is staged.
 
     Raises:
-        DataError: no source, an empty source that is drawn, or a weight that is negative, not finite, or 0 everywhere.
-        UnknownNameError: a weight for a source that does not exist.
+        DataError: no source, an empty source that is drawn, a weight that is negative, not finite, or 0 everywhere, or
+            a staged source without `draws` or with a sample that has no level.
+        UnknownNameError: a weight for a source that does not exist, or a staged one.
     """
 
     def __init__(
-        self, sources: Mapping[str, Sequence[Sample]], weights: Mapping[str, float] | None = None, seed: int = 0
+        self,
+        sources: Mapping[str, Sequence[Sample]],
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        *,
+        staged: Collection[str] = (),
+        draws: int | None = None,
     ) -> None:
         self.sources = dict(sources)
         self.weights = _weights(self.sources, weights)
         self.seed = seed
+        self.length = _length(self.sources, staged, draws)
+        # A pool is what is shuffled together: a source, or one level of a staged one; by numbers of the samples.
+        self._pools = {name: [(name, list(range(len(content))))] for name, content in self.sources.items()}
+        for name in staged:
+            self._pools[name] = [(f"{name}/level {n}", of) for n, of in levels(self.sources[name]).items()]
         self._draws = 0
-        self._taken = dict.fromkeys(self.sources, 0)
+        self._taken = {pool: 0 for pools in self._pools.values() for pool, _ in pools}
         self._orders: dict[str, tuple[int, list[int]]] = {}
 
     def __iter__(self) -> Iterator[Sample]:
@@ -48,15 +67,17 @@ class Mixture:
         """The next source's name and its next sample."""
         rng = random.Random(f"{self.seed}/draw/{self._draws}")
         name = rng.choices(list(self.weights), list(self.weights.values()))[0]
-        epoch, at = divmod(self._taken[name], len(self.sources[name]))
+        pool, of = self._pool(name)
+        epoch, at = divmod(self._taken[pool], len(of))
         self._draws += 1
-        self._taken[name] += 1
-        return name, self.sources[name][self._order(name, epoch)[at]]
+        self._taken[pool] += 1
+        return name, self.sources[name][self._order(pool, of, epoch)[at]]
 
     @property
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through so far."""
-        return {name: taken / max(len(self.sources[name]), 1) for name, taken in self._taken.items()}
+        taken = {name: sum(self._taken[pool] for pool, _ in pools) for name, pools in self._pools.items()}
+        return {name: n / max(len(self.sources[name]), 1) for name, n in taken.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, and what it is of, as JSON values."""
@@ -76,19 +97,53 @@ class Mixture:
                 where="mixture state",
             )
         self._draws = int(state["draws"])
-        self._taken = {name: int(state["taken"][name]) for name in self.sources}
+        self._taken = {pool: int(state["taken"][pool]) for pool in self._taken}
 
     def _identity(self) -> dict[str, Any]:
         sizes = {name: len(samples) for name, samples in self.sources.items()}
-        return {"seed": self.seed, "sizes": sizes, "weights": dict(self.weights)}
+        of = {"seed": self.seed, "sizes": sizes, "weights": dict(self.weights)}
+        if self.length is None:
+            return of
+        pools = {pool: len(of) for pools in self._pools.values() for pool, of in pools}
+        return {**of, "pools": pools, "draws": self.length}
 
-    def _order(self, name: str, epoch: int) -> list[int]:
-        known = self._orders.get(name)
+    def _pool(self, name: str) -> tuple[str, list[int]]:
+        """The pool from which a source's next sample comes."""
+        *before, last = self._pools[name]
+        at = self._draws * len(self.sources[name]) // self.length if self.length else 0
+        for pool, of in before:
+            if at < len(of):
+                return pool, of
+            at -= len(of)
+        return last
+
+    def _order(self, pool: str, of: Sequence[int], epoch: int) -> list[int]:
+        known = self._orders.get(pool)
         if known is None or known[0] != epoch:
-            order = list(range(len(self.sources[name])))
-            random.Random(f"{self.seed}/order/{name}/{epoch}").shuffle(order)
-            self._orders[name] = known = (epoch, order)
+            order = list(of)
+            random.Random(f"{self.seed}/order/{pool}/{epoch}").shuffle(order)
+            self._orders[pool] = known = (epoch, order)
         return known[1]
+
+
+def levels(samples: Sequence[Sample]) -> dict[int, list[int]]:
+    """The numbers of the samples of each level, ascending.
+
+    Raises:
+        DataError: a sample whose `meta["level"]` is no whole number.
+    """
+    found: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        level = sample.meta.get("level")
+        if not isinstance(level, int) or isinstance(level, bool):
+            raise DataError(
+                f"sample {sample.id!r} has {'no level' if level is None else f'the level {level!r}'}",
+                expected='a whole number as meta["level"] in every sample of a staged source',
+                fix="Add it, or use `order: shuffled`.",
+                where=sample.where or "mixture",
+            )
+        found.setdefault(level, []).append(i)
+    return {level: found[level] for level in sorted(found)}
 
 
 def length_groups(lengths: Sequence[int], batch_size: int, *, seed: int, window: int = 16) -> list[list[int]]:
@@ -114,6 +169,20 @@ def length_groups(lengths: Sequence[int], batch_size: int, *, seed: int, window:
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def _length(sources: Mapping[str, Sequence[Sample]], staged: Collection[str], draws: int | None) -> int | None:
+    for name in staged:
+        if name not in sources:
+            raise UnknownNameError("data source", name, sources, where="staged")
+    if staged and (draws is None or draws < 0):
+        raise DataError(
+            f"{draws} draws for a source that is staged",
+            expected="their number, 0 or more",
+            fix="Give draws, or stage no source.",
+            where="mixture",
+        )
+    return draws if staged else None
 
 
 def _weights(sources: Mapping[str, Sequence[Sample]], weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -23,6 +23,7 @@ from tsugiki.data._template import (
     text_ids,
 )
 from tsugiki.data.boxes import BoxCodec
+from tsugiki.data.steps import ends, numbered
 from tsugiki.errors import PromptError, UnsupportedError
 from tsugiki.types import IMAGE, TEXT, ImagePart, Message, Segment, TextPart
 
@@ -41,6 +42,10 @@ class Encoded:
     """Number of the sample's picture at image positions, -1 elsewhere."""
     labels: list[int] | None = None
     """The id where there is loss, -100 elsewhere."""
+    steps: list[int] | None = None
+    """Number of the step at labels, -1 elsewhere; where the answer is marked (`data.steps`)."""
+    step_weights: tuple[float, ...] | None = None
+    """Of all steps, where they are not equal."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -81,6 +86,7 @@ def encode(
     sizes: Sequence[tuple[int, int]] = (),
     codec: BoxCodec | None = None,
     labels: bool = False,
+    steps: Sequence[int] = (),
     add_generation_prompt: bool = False,
     max_length: int | None = None,
     where: str = "",
@@ -96,6 +102,7 @@ def encode(
         sizes: (width, height) of every picture, needed where there are boxes.
         codec: writes boxes, relative to the padded square of their picture.
         labels: also give labels: every assistant message and the token that ends its turn.
+        steps: with labels: how many parts of the last message, an answer, each of its steps has.
         add_generation_prompt: end with the start of an assistant message.
         max_length: the longest conversation allowed, in tokens.
         where: what an error names.
@@ -122,11 +129,17 @@ def encode(
         else:
             tokens += _tokenise(tokenizer, text[start:end], start, offsets=labels)
     _check_length(len(tokens), count, max_length, where)
+    scored = _labels(tokens, text, spans, special_ids(tokenizer)) if labels else None
+    numbers = None
+    if scored is not None and steps:
+        last = ends(messages[-1], steps, text, spans[-1], sizes=sizes, codec=codec, where=where)
+        numbers = numbered([(t.start, t.end) for t in tokens], scored, spans, last)
     return Encoded(
         input_ids=[t.id for t in tokens],
         token_kind=[TEXT if t.image < 0 else image_kind for t in tokens],
         image_index=[t.image for t in tokens],
-        labels=_labels(tokens, text, spans, special_ids(tokenizer)) if labels else None,
+        labels=scored,
+        steps=numbers,
     )
 
 

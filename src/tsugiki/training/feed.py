@@ -78,8 +78,9 @@ def stream(
     for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
         encoder.item(sample)  # what can't be encoded is found now, not after an hour
     weights = {name: source.weight for name, source in stage.data.items()}
+    staged = [name for name, source in stage.data.items() if source.order == "staged"]
     return sources.Stream(
-        Mixture(samples, weights, seed=seed),
+        Mixture(samples, weights, seed=seed, staged=staged, draws=stage.draws),
         batch_size=stage.batch_size,
         collate=encoder,
         length=encoder.length if stage.length_grouping else None,

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from tsugiki.types import TEXT
+from tsugiki.types import FOR_LOSSES, TEXT
 
 LEAST = 4
 """Shorter prefixes are not worth a cache."""
 REMEMBER = 4
 """Prefixes whose keys and values are kept."""
 _BY_POSITION = ("input_ids", "token_kind", "image_index", "labels")
-_KNOWN = {*_BY_POSITION, "attention_mask", "pixel_values", "vision_features"}
+_KNOWN = {*_BY_POSITION, "attention_mask", "pixel_values", "vision_features", *FOR_LOSSES}
 
 
 class SharedPrefix:
@@ -43,7 +43,7 @@ class SharedPrefix:
         past = self._past(inputs["input_ids"], length) if length >= LEAST else None
         if past is None:
             return dict(inputs)
-        rest = {name: inputs[name][:, length:] for name in _BY_POSITION}
+        rest = {name: inputs[name][:, length:] for name in (*_BY_POSITION, "steps") if name in inputs}
         return {**inputs, **rest, "cache": past, "use_cache": True}
 
     def _past(self, input_ids: Tensor, length: int) -> DynamicCache | None:

@@ -36,6 +36,9 @@ class Source(_Strict):
     """What `in_picture` trains on: the base LLM's own greedy answer (made once and kept), or the sample's."""
     answer_tokens: int = Field(default=64, gt=0)
     """Longest answer that the base LLM is asked for, in tokens."""
+    order: Literal["shuffled", "staged"] = "shuffled"
+    """`staged`: by difficulty, the level in the samples' `meta`, lowest first, shuffled within a level. Each level gets
+    its share of the stage's steps, so that the samples are drawn as often as shuffled ones."""
 
 
 class WarmStart(_Strict):
@@ -123,7 +126,14 @@ class Stage(_Strict):
             raise ValueError(f"give steps or minutes, one of the two; {found} is given")
         if not self.data:
             raise ValueError("data is empty; give at least one source")
+        if self.steps is None and any(source.order == "staged" for source in self.data.values()):
+            raise ValueError("order: staged divides the stage's steps among the levels; give steps instead of minutes")
         return self
+
+    @property
+    def draws(self) -> int | None:
+        """Samples of all its steps; None where the clock decides."""
+        return None if self.steps is None else self.steps * self.batch_size * self.gradient_accumulation
 
     @property
     def parts(self) -> dict[str, float]:

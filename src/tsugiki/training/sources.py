@@ -17,10 +17,10 @@ from tsugiki.data import schema
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.files import sha256_file
 from tsugiki.data.images import content_key
-from tsugiki.data.mixture import Mixture, length_groups
+from tsugiki.data.mixture import Mixture, length_groups, levels
 from tsugiki.errors import DataError, RecipeError, UnknownNameError
 from tsugiki.training.recipe import Source, Stage
-from tsugiki.types import ImagePart, ImageSource, Message, Sample, TextPart
+from tsugiki.types import FOR_LOSSES, ImagePart, ImageSource, Message, Sample, TextPart
 
 Given = Mapping[str, Sequence[Sample] | str | Path]
 GROUP = 16
@@ -57,7 +57,8 @@ def load(stage: Stage, given: Given, *, where: str) -> dict[str, list[Sample]]:
 
     Raises:
         RecipeError: a source that is neither given nor has a path.
-        DataError: an empty source, a line that is wrong, or a sample without an answer.
+        DataError: an empty source, a line that is wrong, a sample without an answer, or without a level where the
+            source goes by levels.
     """
     found = {}
     for name, source in stage.data.items():
@@ -80,6 +81,8 @@ def load(stage: Stage, given: Given, *, where: str) -> dict[str, list[Sample]]:
                     fix="Add one, or leave the sample out.",
                     where=sample.where or f"{where}.data.{name}",
                 )
+        if source.order == "staged":
+            levels(samples)
         found[name] = samples
     return found
 
@@ -143,9 +146,11 @@ def in_picture(
         if first is None:
             continue
         turns[first] = Message("user", (ImagePart(rng.choice(pictures)), *turns[first].parts))
+        meta = sample.meta
         if answer is not None:
             turns.append(Message("assistant", (TextPart(answer(sample)),)))
-        out.append(replace(sample, messages=tuple(turns)))
+            meta = {k: v for k, v in meta.items() if k not in FOR_LOSSES}  # marks of the other answer's steps
+        out.append(replace(sample, messages=tuple(turns), meta=meta))
     return out
 
 
@@ -224,7 +229,8 @@ class Encoder:
     def __call__(
         self, samples: Sequence[Sample], variant: int = 0, stand_in: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The keyword arguments of the model's forward, with labels; pictures in one of the cache's variants.
+        """The keyword arguments of the model's forward, with labels, and what a loss reads beside them (`FOR_LOSSES`);
+        pictures in one of the cache's variants.
 
         Args:
             stand_in: pictures that no row refers to, where no row has one and the front-end has to run nevertheless.
@@ -234,7 +240,8 @@ class Encoder:
             collator = replace(collator, features=lambda source: cache.get([source], variant)[0])
         if stand_in is not None:
             collator = replace(collator, kinds=True)
-        return collator([self.item(sample) for sample in samples]).inputs() | dict(stand_in or {})
+        batch = collator([self.item(sample) for sample in samples])
+        return batch.inputs() | batch.for_losses() | dict(stand_in or {})
 
 
 class Stream(IterableDataset[Any]):

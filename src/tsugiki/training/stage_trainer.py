@@ -58,13 +58,14 @@ class StageTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The batches of one step, and the number of their label tokens."""
+        """The batches of one step, and the number of what the loss is a mean over."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
-        labels = sum(int(batch["labels"][:, 1:].ne(-100).sum()) for batch in batches)
+        labels = sum(map(losses.label_tokens, batches))
         tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        items = self.here.total(torch.tensor([labels, tokens])).to(device)
-        self._labels, self._tokens, self._step_loss = int(items[0]), int(items[1]), 0.0
-        return batches, items[0].clamp(min=1)
+        items = sum(losses.count(self.stage.loss, batch) for batch in batches)
+        totals = self.here.total(torch.tensor([labels, tokens, items])).to(device)
+        self._labels, self._tokens, self._step_loss = int(totals[0]), int(totals[1]), 0.0
+        return batches, totals[2].clamp(min=1)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As the Trainer's; a loss that is no number ends the run before it harms the weights.

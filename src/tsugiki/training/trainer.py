@@ -34,7 +34,7 @@ class StepReport:
     stage: str
     step: int
     loss: float
-    """Nats per label token."""
+    """Of the step, as the stage's `loss` defines it; `per_token`: nats per label token."""
     seconds: float
     """Of this stage."""
     progress: float
@@ -48,7 +48,7 @@ class TrainResult:
     steps: int
     """Optimiser steps of all stages."""
     losses: tuple[float, ...]
-    """Nats per label token at each step, those before an interruption included."""
+    """Each step's, as in `StepReport`, those before an interruption included."""
     seconds: float
     """Time in the training loops of all stages, without encoding pictures."""
     out: Path
