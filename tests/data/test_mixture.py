@@ -113,3 +113,71 @@ def test_length_groups_save_padding_and_stay_random() -> None:
     assert padding(grouped) < 0.2 * padding(plain)
     assert grouped != length_groups(lengths, 8, seed=1)
     assert grouped == length_groups(lengths, 8, seed=0)
+
+
+# --- by levels ---
+
+
+def _leveled(counts: dict[int, int], name: str = "s") -> list[Sample]:
+    """Mixed in their order, so that a stage has to sort them."""
+    rows = [(level, i) for level, n in counts.items() for i in range(n)]
+    rows.sort(key=lambda row: row[1])
+    return [
+        Sample(id=f"{name}{level}.{i}", messages=(Message.of("user", "q"),), meta={"level": level}) for level, i in rows
+    ]
+
+
+def test_levels_come_in_order_each_with_its_share() -> None:
+    content = _leveled({3: 10, 1: 20, 2: 30})
+    ids = _ids(Mixture({"s": content}, seed=2, staged=["s"], draws=180), 180)
+    assert [i[1] for i in ids] == ["1"] * 60 + ["2"] * 90 + ["3"] * 30
+    assert all(Counter(ids)[s.id] == 3 for s in content)  # the budget of three shuffled passes
+    rounds = [ids[i : i + 20] for i in (0, 20, 40)]
+    assert rounds[0] != rounds[1] != rounds[2]
+    assert ids != _ids(Mixture({"s": content}, seed=3, staged=["s"], draws=180), 180)
+
+
+def test_a_staged_source_beside_a_shuffled_one() -> None:
+    sources = {"s": _leveled({1: 5, 2: 5}), "a": SOURCES["a"]}
+    mixed = Mixture(sources, {"s": 1, "a": 1}, staged=["s"], draws=200)
+    drawn = [mixed.draw() for _ in range(200)]
+    assert [name for name, _ in drawn] == [name for name, _ in _draws(Mixture(sources, {"s": 1, "a": 1}), 200)]
+    own = [sample.meta["level"] for name, sample in drawn if name == "s"]
+    assert own == sorted(own) and set(own) == {1, 2}
+    assert all(s.meta["level"] == 1 for name, s in drawn[:100] if name == "s")
+    assert mixed.epochs["s"] == len(own) / 10
+
+
+def _draws(mixture: Mixture, n: int) -> list[tuple[str, Sample]]:
+    return [mixture.draw() for _ in range(n)]
+
+
+@given(st.integers(0, 90), st.integers(1, 80))
+def test_a_staged_stream_continues_exactly(at: int, draws: int) -> None:
+    def make() -> Mixture:
+        return Mixture({"s": _leveled({1: 4, 2: 7, 3: 2}), "a": SOURCES["a"]}, seed=1, staged=["s"], draws=draws)
+
+    whole = _ids(make(), 100)
+    first = make()
+    _ids(first, at)
+    second = make()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert _ids(second, 100 - at) == whole[at:]
+    with pytest.raises(DataError, match="mixture state"):
+        Mixture(first.sources, seed=1, staged=["s"], draws=draws + 1).load_state_dict(first.state_dict())
+    with pytest.raises(DataError, match="mixture state"):
+        Mixture(first.sources, seed=1).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("level", [None, "2", 1.5, True])
+def test_a_level_is_a_whole_number(level: object) -> None:
+    sample = Sample(id="x", messages=(Message.of("user", "q"),), meta={"level": level}, where="a.jsonl:3")
+    with pytest.raises(DataError, match=r"a\.jsonl:3: sample 'x' has"):
+        Mixture({"s": [sample]}, staged=["s"], draws=4)
+
+
+def test_what_staged_needs() -> None:
+    with pytest.raises(DataError, match="None draws for a source that is staged"):
+        Mixture({"s": _leveled({1: 1})}, staged=["s"])
+    with pytest.raises(UnknownNameError, match="Did you mean 's'"):
+        Mixture({"s": _leveled({1: 1})}, staged=["ss"], draws=4)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tests.training._tiny import cache, model, recipe, samples
+from tests.training._tiny import cache, marked, model, recipe, samples
 
 from tsugiki.training.trainer import StepReport, train
 from tsugiki.types import Message, Sample
@@ -58,7 +58,7 @@ def run(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         if report.step == case.get("stop"):
             raise Stop
 
-    data = mixed() if case.get("mixed") else samples()
+    data = mixed() if case.get("mixed") else marked() if case.get("marked") else samples()
     options: dict[str, Any] = {"data": data[rank:] if case.get("differ") else data, "progress": False}
     if not attached.get("train_tower"):
         options["features"] = cache(built, folder)

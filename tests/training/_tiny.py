@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from tsugiki.testing import tiny_images, tiny_model
-from tsugiki.types import Message, Sample
+from tsugiki.types import Message, Sample, TextPart
 from tsugiki.vision.cache import FeatureCache
 
 
@@ -39,6 +40,17 @@ def samples(n: int = 24) -> list[Sample]:
         )
         for i in range(n)
     ]
+
+
+def marked(n: int = 24) -> list[Sample]:
+    """The same pictures with answers in one to four steps of different lengths, in three levels."""
+    found = []
+    for i, sample in enumerate(samples(n)):
+        steps = tuple(TextPart(f"step {k}" + "." * (i * k % 7) + "\n") for k in range(i % 4))
+        answer = Message("assistant", (*steps, TextPart("end")))
+        meta = {"steps": [1] * (len(steps) + 1), "level": 1 + i % 3}
+        found.append(replace(sample, messages=(sample.messages[0], answer), meta=meta))
+    return found
 
 
 def recipe(*parts: str, **stage: Any) -> dict[str, Any]:

@@ -52,6 +52,16 @@ CASES: dict[str, dict[str, Any]] = {
         }
         for graft in GRAFTS[1:]
     },
+    "steps": {
+        "graft": "projector",
+        "marked": True,
+        "stage": {
+            "loss": "per_step",
+            "gradient_accumulation": 2,
+            "batch_size": 2,
+            "data": {"train": {"order": "staged"}},
+        },
+    },
     "tower": {"graft": "projector", "mixed": True, "also": ["llm", "tower"], "attach": {"train_tower": True}},
     "unclipped": {"graft": "projector", "stage": {"max_grad_norm": 0, "warm_start": True, "variants": 1}},
     "bf16": {"graft": "cross_attention", "recipe": {"precision": "bf16"}},

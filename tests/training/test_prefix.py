@@ -131,6 +131,18 @@ def test_a_prefix_runs_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert len(runs) == 4
 
 
+def test_marks_of_steps_are_cut_too() -> None:
+    built = model()
+    inputs = batch(built, labels=4)
+    inputs["steps"] = torch.where(inputs["labels"] >= 0, inputs["labels"] % 2, -1)
+    inputs["step_weights"] = torch.tensor([[1.0, 3.0]] * len(ROWS))
+    short = SharedPrefix(built)(inputs)
+    assert "cache" in short and short["steps"].shape == short["labels"].shape
+    assert torch.equal(short["steps"] >= 0, short["labels"] >= 0)
+    found, whole = (losses.get("per_step")(built, given, None) for given in (short, inputs))
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["model", "bf16"])
 @pytest.mark.parametrize("graft", ["projector", "cross_attention"])
 def test_a_training_with_it_is_the_training_without(graft: str, precision: str, tmp_path: Path) -> None:

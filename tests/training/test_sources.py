@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.training._tiny import model, samples
+from tests.training._tiny import cache, marked, model, samples
 
 from tsugiki.data import schema
 from tsugiki.data.mixture import Mixture
-from tsugiki.errors import RecipeError
+from tsugiki.errors import DataError, RecipeError
 from tsugiki.testing import tiny_images
+from tsugiki.training import feed
+from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import load as load_recipe
 from tsugiki.training.sources import GROUP, Encoder, Stream, digest, in_picture, load, replayed
 from tsugiki.types import ImagePart, Message, Sample, TextPart
@@ -144,6 +146,16 @@ def test_in_picture_asks_after_a_picture_and_answers_with_the_bases_words() -> N
     assert [s.images for s in pick[0]] == [s.images for s in pick[1]] != [s.images for s in pick[2]]
 
 
+def test_another_answer_has_no_marks_of_the_old_ones_steps() -> None:
+    asked = Sample(
+        id="x",
+        messages=(Message.of("user", "?"), Message("assistant", (TextPart("a\n"), TextPart("b")))),
+        meta={"steps": [1, 1], "step_weights": [1, 2], "level": 3},
+    )
+    (own,), (given_,) = (in_picture([asked], tiny_images(1), seed=0, answer=a) for a in (lambda _: "own", None))
+    assert own.meta == {"level": 3} and given_.meta == asked.meta
+
+
 def test_the_bases_answers_are_asked_for_once(tmp_path: Path) -> None:
     calls: list[str] = []
 
@@ -173,3 +185,32 @@ def test_load_prefers_what_is_given(tmp_path: Path) -> None:
     one = load_recipe({"stages": [fields]}).stages[0]
     assert len(load(one, {}, where="stages.0")["a"]) == 3
     assert len(load(one, {"a": texts(2)}, where="stages.0")["a"]) == 2
+
+
+# -- by levels --------------------------------------------------------------------------------------------------------
+
+
+def staged(**stage: Any) -> Any:
+    fields = {"train": {"projector": 1}, "data": {"a": {"order": "staged"}, "b": 1}, "batch_size": 4, **stage}
+    return load_recipe({"stages": [fields]}).stages[0]
+
+
+def test_a_stage_takes_the_levels_in_order(tmp_path: Path) -> None:
+    built = model()
+    given = {"a": marked(), "b": samples(4)}
+    plan = staged(steps=6, gradient_accumulation=2, length_grouping=False)
+    assert plan.draws == 48
+    endless = feed.stream(built, plan, given, cache(built, tmp_path), seed=0, here=Processes())
+    endless.collate = lambda rows, **_: [s.meta.get("level") for s in rows]
+    walk = iter(endless)
+    levels = [level for _ in range(12) for level in next(walk) if level is not None]
+    assert levels == sorted(levels) and set(levels) == {1, 2, 3}
+
+
+def test_a_staged_source_needs_steps_and_levels() -> None:
+    with pytest.raises(RecipeError, match="order: staged divides the stage's steps"):
+        staged(minutes=1)
+    with pytest.raises(DataError, match="sample '0' has no level"):
+        load(staged(steps=1), {"a": samples(2), "b": samples(2)}, where="stages.0")
+    with pytest.raises(RecipeError, match="'shuffled' or 'staged'"):
+        staged(steps=1, data={"a": {"order": "sorted"}})

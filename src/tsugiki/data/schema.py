@@ -24,6 +24,7 @@ from tsugiki.data._record import ROLES, from_record
 from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.files import atomic_write
 from tsugiki.data.images import MAX_PIXELS, content_key, open_image
+from tsugiki.data.steps import marked, weights
 from tsugiki.errors import DataError, InputError
 from tsugiki.types import BoxPart, ImagePart, ImageSource, Message, Part, Sample, TextPart
 
@@ -140,7 +141,8 @@ def check(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> list[InputError]
 
 
 def scan_checked(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Sample | InputError]:
-    """As `scan`, and opens every picture, checks boxes against it, ids, and options against the answer."""
+    """As `scan`, and opens every picture, checks boxes against it, ids, and options and marks of steps against the
+    answer."""
     checker = _Checker(max_pixels)
     empty = True
     try:
@@ -183,6 +185,8 @@ class _Checker:
                 if isinstance(part, BoxPart):
                     BoxCodec.validate(part.box, sizes[part.image], where=f"{where}.box")
             _check_options(sample)
+            marked(sample, where=sample.where)
+            weights(sample, where=sample.where)
         except InputError as error:
             return error
         return sample

@@ -52,17 +52,17 @@ def worded(task: str, draft: Draft, scene: Scene, phrases: Phrases, form: str, r
     """The draft as a question that states the form of its answer, and the answer; the phrases are drawn at random."""
     only = form == "boxes" and draft.kind == "box" and rng.random() < 0.7
     hint = _hint(task, draft.kind, form, only)
-    parts = _split(one(phrases.questions[draft.kind], rng), draft.fields, [(box, None) for box in draft.asked], phrases)
+    parts = cut(one(phrases.questions[draft.kind], rng), draft.fields, [(box, None) for box in draft.asked], phrases)
     question = _merged((*parts, TextPart(phrases.space + one(phrases.hints[hint], rng))))
     targets = [scene.objects[i] for i in draft.targets]
     marked = [(o.box, o.pictogram.name(phrases.language)) for o in targets]
     if draft.answers == "caption":
-        answer = _split(phrases.answers["caption", form], {"things": _things(scene, phrases, form)}, marked, phrases)
+        answer = cut(phrases.answers["caption", form], {"things": _things(scene, phrases, form)}, marked, phrases)
     elif only and draft.answers == "box":
-        answer = _split("{boxes}", {"boxes": phrases.space.join([BOX] * len(marked))}, marked, phrases)
+        answer = cut("{boxes}", {"boxes": phrases.space.join([BOX] * len(marked))}, marked, phrases)
     else:
         template = phrases.answers[draft.answers, "boxes only" if only else form]
-        answer = _split(template, draft.fields, marked, phrases)
+        answer = cut(template, draft.fields, marked, phrases)
     options = draft.options if form == "short" else ()
     return Question(task, phrases.language, form, question, answer, draft.short, options, draft.kind, draft.targets)
 
@@ -95,10 +95,10 @@ def _said(item: SceneObject, phrases: Phrases) -> str | None:
     return phrases.colours[item.hue] if item.hue else None
 
 
-def _split(
+def cut(
     template: str, fields: Mapping[str, str], boxes: Sequence[tuple[Box, str | None]], phrases: Phrases
 ) -> tuple[Part, ...]:
-    """Fill a template, then cut it at its box places."""
+    """Fill a template, then cut it at its box places; `boxes` are those with their labels, in order."""
     marks = {"box": BOX, "boxes": phrases.join([BOX] * len(boxes)) if boxes else ""}
     pieces = template.format(**{**marks, **fields}).split(BOX)
     parts: list[Part] = []

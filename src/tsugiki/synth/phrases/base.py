@@ -20,6 +20,31 @@ CELLS = ("top left", "top", "top right", "left", "middle", "right", "bottom left
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepPhrases:
+    """The sentences of `scout.py`: answers in steps. {a}, {b} and {c} are names of objects, {name} and {names} of one
+    of which there are several, {nth} counts those."""
+
+    hints: tuple[str, ...]
+    """What follows a question and asks for steps."""
+    questions: Mapping[str, tuple[str, ...]]
+    """Kind of question -> ways to ask it."""
+    steps: Mapping[str, str]
+    """Kind of step -> its sentence."""
+    side: Mapping[str, str]
+    """Of `relations.SIDES` -> as in "it is ... the cup"."""
+    direction: Mapping[str, str]
+    """Of `relations.SIDES` -> short answer."""
+    more: Mapping[str, str]
+    """Of `relations.MORE` -> as in "it is ... than the cup"."""
+    most: Mapping[str, str]
+    """Of `relations.MORE` -> as in "it is ..." of one among several."""
+    which: Mapping[str, str]
+    """Of `relations.MORE` without "nearer" -> as in "the one that is ..." of two."""
+    nth: tuple[str, ...]
+    """First, second, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phrases:
     """The words and sentences of one language."""
 
@@ -49,3 +74,4 @@ class Phrases:
     """(name, colour or None, how many) -> how a list names it: "a red car", "two dogs"."""
     object: str
     """The name of anything at all."""
+    stepwise: StepPhrases

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tsugiki.data.detail import PHRASES
-from tsugiki.synth.phrases.base import CELLS, Phrases
+from tsugiki.synth.phrases.base import CELLS, Phrases, StepPhrases
 
 STANDARD = PHRASES["en"]
 
@@ -56,6 +56,58 @@ def _thing(name: str, colour: str | None, count: int) -> str:
         return f"{article(said + name)} {said}{name}"
     return f"{NUMBERS[count]} {said}{plural(name)}"
 
+
+_MORE = {
+    "left": "further left",
+    "right": "further right",
+    "above": "further up",
+    "below": "further down",
+    "larger": "larger",
+}
+_OF_A_PAIR = "to the left of, to the right of, above or below"
+
+STEPWISE = StepPhrases(
+    hints=("Answer step by step with boxes.", "Go step by step and mark the boxes.", "Give every step with its box."),
+    questions={
+        "where": ("Where is the {a}?", "Find the {a}.", "Mark the {a}."),
+        "side": (
+            f"Is the {{a}} {_OF_A_PAIR} the {{b}}?",
+            "Seen from the {b}, is the {a} to the left, to the right, above or below?",
+        ),
+        "more": ("Which is {more}, the {a} or the {b}?", "Which of the two is {more}: the {a} or the {b}?"),
+        "most": ("Which {name} is {most}?", "Which of the {names} is {most}?"),
+        "chain": (
+            "Take the {a} or the {b}, whichever is {which}. Is the {c} to the left of it, to the right of it, above it"
+            " or below it?",
+            f"Is the {{c}} {_OF_A_PAIR} the one that is {{which}} of the {{a}} and the {{b}}?",
+        ),
+    },
+    steps={
+        "at": "The {name} is at {box}.",
+        "nth at": "The {nth} {name} is at {box}.",
+        "side": "The {a} is {side} the {b}.",
+        "more": "The {a} is {more} than the {b}.",
+        "most": "The {nth} {name} is {most}.",
+        "none": "There is no {name} in the picture.",
+        "answer": "Answer: the {name} at {box}.",
+        "answer nth": "Answer: the {nth} {name} at {box}.",
+        "answer side": "Answer: {side} the {b}, at {box}.",
+        "answer none": "Answer: none.",
+    },
+    side={"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"},
+    direction={side: side for side in ("left", "right", "above", "below")},
+    more={**_MORE, "nearer": "nearer to the {c}"},
+    most={
+        "left": "furthest left",
+        "right": "furthest right",
+        "above": "furthest up",
+        "below": "furthest down",
+        "larger": "the largest",
+        "nearer": "nearest to the {c}",
+    },
+    which=_MORE,
+    nth=("first", "second", "third", "fourth"),
+)
 
 ENGLISH = Phrases(
     language="en",
@@ -126,4 +178,5 @@ ENGLISH = Phrases(
     fields=_fields,
     thing=_thing,
     object="object",
+    stepwise=STEPWISE,
 )

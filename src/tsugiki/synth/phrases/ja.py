@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tsugiki.data.detail import PHRASES
-from tsugiki.synth.phrases.base import CELLS, Phrases
+from tsugiki.synth.phrases.base import CELLS, Phrases, StepPhrases
 
 STANDARD = PHRASES["ja"]
 
@@ -41,6 +41,55 @@ def _thing(name: str, colour: str | None, count: int) -> str:
     said = f"{_BEFORE_A_NOUN.get(colour, f'{colour}の')}{name}" if colour else name
     return said if count == 1 else f"{NUMBERS[count]}の{said}"
 
+
+_SIDES = {"left": "左", "right": "右", "above": "上", "below": "下"}
+_MORE = {**_SIDES, "larger": "大きい", "nearer": "{c}に近い"}
+
+# Photographs too are asked about here: no verb of drawing or being, which would differ by what is shown.
+STEPWISE = StepPhrases(
+    hints=(
+        "枠を示しながら順に答えてください。",
+        "枠を示して、一歩ずつ答えてください。",
+        "順を追って、枠とともに答えてください。",
+    ),
+    questions={
+        "where": ("{a}はどこですか？", "{a}の位置を示してください。", "{a}を見つけてください。"),
+        "side": (
+            "{a}は{b}から見て左、右、上、下のどれですか？",
+            "{b}に対して、{a}は左、右、上、下のどちらですか？",
+        ),
+        "more": ("{a}と{b}では、どちらがより{more}ですか？", "{a}と{b}のうち、より{more}のはどちらですか？"),
+        "most": ("どの{name}が最も{most}ですか？", "最も{most}のはどの{name}ですか？"),
+        "chain": (
+            "{a}と{b}のうち{which}方から見て、{c}は左、右、上、下のどれですか？",
+            "{c}は、{a}と{b}のうち{which}方に対して左、右、上、下のどちらですか？",
+        ),
+    },
+    steps={
+        "at": "{name}の位置は{box}です。",
+        "nth at": "{nth}の{name}の位置は{box}です。",
+        "side": "{a}は{b}の{side}です。",
+        "more": "{a}は{b}より{more}です。",
+        "most": "{nth}の{name}が最も{most}です。",
+        "none": "画像に{name}は見当たりません。",
+        "answer": "答え：{name}、{box}。",
+        "answer nth": "答え：{nth}の{name}、{box}。",
+        "answer side": "答え：{b}の{side}、{box}。",
+        "answer none": "答え：なし。",
+    },
+    side=_SIDES,
+    direction=_SIDES,
+    more=_MORE,
+    most=_MORE,
+    which={
+        "left": "左寄りの",
+        "right": "右寄りの",
+        "above": "上寄りの",
+        "below": "下寄りの",
+        "larger": "大きい",
+    },
+    nth=("一つ目", "二つ目", "三つ目", "四つ目"),
+)
 
 JAPANESE = Phrases(
     language="ja",
@@ -103,4 +152,5 @@ JAPANESE = Phrases(
     fields=_fields,
     thing=_thing,
     object="物",
+    stepwise=STEPWISE,
 )
