@@ -17,7 +17,7 @@ from tsugiki.synth.phrases.base import BOX
 from tsugiki.types import Box, ImageSource, Sample
 
 ABSENT = 3
-"""Names that are asked about though they are not there, of which a picture of COCO brings so many."""
+"""So many names that are not on a picture are kept for questions about what is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,12 @@ def read(
     else:
         samples = []
         for item in schema.scan_checked(path):
-            (problems if isinstance(item, InputError) else samples).append(item)  # type: ignore[arg-type]
+            if isinstance(item, Sample):
+                samples.append(item)
+            elif item.where == str(path):  # of the whole file
+                raise item
+            else:
+                problems.append(item)
     return from_samples(samples, codec=codec, left_out=left_out)
 
 

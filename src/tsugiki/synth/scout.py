@@ -65,7 +65,7 @@ def convert(
         levels: those that are asked for, equally often where a picture allows it.
         languages: names or weights of "en" and "ja"; None = that of a picture's names.
         absent: share of questions about what is not there, of pictures for which something is known not to be there.
-        seed: of all choices; a picture's do not depend on the others.
+        seed: of all choices.
         codec: that boxes have to get through.
         problems: takes the errors of wrong entries; None = they are errors.
         left_out: takes counts of what is right and of no use, by reason.
@@ -83,7 +83,7 @@ def convert(
         raise wrong[0]
     samples: list[Sample] = []
     for picture in found:
-        spoken = chosen or {detail.language(" ".join(picture.things)): 1.0}
+        spoken = chosen or {detail.language(" ".join([*picture.things, *picture.absent])): 1.0}
         samples += _ask(dict.fromkeys(spoken, picture), spoken, settings, left_out)
     useful = any(sample.task == "scout" for sample in samples)  # only what is absent would teach to say so always
     if not useful and not wrong:
@@ -124,7 +124,8 @@ def generate(
     spoken = weights_of("language", languages, LANGUAGES)
     settings = _Settings(questions, tuple(levels), absent, seed, codec or BoxCodec())
     folder = Path(out).resolve()
-    (folder / FILE).unlink(missing_ok=True)  # written last and whole: it would be of other pictures until then
+    if (folder / "synth.json").is_file():  # an earlier run's questions would be about other pictures until the end
+        (folder / FILE).unlink(missing_ok=True)
     # "box" puts several of one name on part of the scenes.
     own = {"objects": (3, 5), "tasks": ("caption", "box"), "forms": ("boxes",), **scene}
     drawn = scenes.generate(n, out=folder, seed=seed, languages=spoken, **own)
