@@ -389,7 +389,7 @@ def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'projector'"):
         train(model(), "projectr", tmp_path / "run")
     with pytest.raises(UnknownNameError, match=r"stages\.0\.loss: unknown loss"):
-        run(model(), recipe(loss="per_step"), tmp_path)
+        run(model(), recipe(loss="per_word"), tmp_path)
     with pytest.raises(UnknownNameError, match="data source 'trian'.*Did you mean 'train'"):
         run(model(), recipe(), tmp_path, data={"trian": samples()})
     assert nothing_written(tmp_path)
