@@ -211,7 +211,7 @@ class Encoder:
         known = self._items.get(id(sample))
         if known is not None and known[0] is sample:
             return known[1]
-        item = Item(self.collator.encode(sample), sample.images, sample.where or f"sample {sample.id!r}")
+        item = self.collator.item(sample)
         if len(self._items) >= self.remember:
             del self._items[next(iter(self._items))]
         self._items[id(sample)] = (sample, item)
