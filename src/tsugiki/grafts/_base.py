@@ -148,6 +148,10 @@ class Graft(nn.Module):
         """Whether training the named parts of it (all of it if none is named) has a gradient on text alone."""
         return False
 
+    def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
+        """Branches of the samples that give its named parts (all where none is named) a gradient; None = any."""
+        return None
+
     def idle_parts(self) -> list[str]:
         """Those of its parts that have no gradient under its present settings."""
         return []
