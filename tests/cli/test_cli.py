@@ -249,6 +249,14 @@ def test_data_convert(run: Run, tmp_path: Path) -> None:
         assert says in result.stderr
 
 
+def test_every_format_is_in_the_help(run: Run) -> None:
+    import tsugiki.data.convert
+
+    files = Path(tsugiki.data.convert.__file__).parent.glob("[a-z]*.py")
+    told = run("data", "convert", "--help").stdout
+    assert all(file.stem in told for file in files)
+
+
 def test_synth_scenes(run: Run, fake: Callable[[str, Any], Call]) -> None:
     generate = fake("tsugiki.synth.scenes.generate", [1, 2, 3])
     result = run("synth", "scenes", 3, "--split", "test", "--seed", 5, "--language", "ja", "-o", "made")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from tsugiki.cli._app import Base, app, complain, counting, example, keywords, show
+from tsugiki.data import convert as formats
 from tsugiki.errors import UnknownNameError
 
 data = typer.Typer(no_args_is_help=True, help="Check and convert training data.")
@@ -15,6 +17,9 @@ synth = typer.Typer(no_args_is_help=True, help="Make training data.")
 app.add_typer(data, name="data", epilog=example("tsugiki data check train.jsonl"))
 app.add_typer(synth, name="synth", epilog=example("tsugiki synth scenes 100 --out scenes"))
 
+
+FORMATS = sorted(m.name for m in pkgutil.iter_modules(formats.__path__) if not m.name.startswith("_"))
+"""Foreign formats: the files of `tsugiki.data.convert`."""
 
 SHOWN = 20
 """Wrong lines that `check` tells; then only their number."""
@@ -59,7 +64,7 @@ def check(
 
 @data.command(epilog=example("tsugiki data convert coco boxes.json --out train.jsonl images=photos absent=1"))
 def convert(
-    form: Annotated[str, typer.Argument(metavar="FORMAT", help="llava, coco, imagefolder or csv.", show_default=False)],
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.", show_default=False)],
     path: Annotated[Path, typer.Argument(help="The file or folder.", show_default=False)],
     options: Annotated[list[str] | None, typer.Argument(help="key=value of that format.", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write.")] = Path("train.jsonl"),
@@ -67,13 +72,11 @@ def convert(
     """Turn a foreign format into JSONL; wrong entries are told and left out. Exit code 1 if there are any."""
     import importlib
     import inspect
-    import pkgutil
 
-    from tsugiki.data import convert, schema
+    from tsugiki.data import schema
 
-    known = [m.name for m in pkgutil.iter_modules(convert.__path__) if not m.name.startswith("_")]
-    if form not in known:
-        raise UnknownNameError("format", form, known)
+    if form not in FORMATS:
+        raise UnknownNameError("format", form, FORMATS)
     function = importlib.import_module(f"tsugiki.data.convert.{form}").convert
     named = inspect.signature(function).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in named.values())  # checked by the function
