@@ -110,3 +110,34 @@ def scenes(
             progress=lambda done, total: tell("scenes", done, total),
         )  # fmt: skip
     show(f"{out / 'samples.jsonl'}: {len(samples)} samples")
+
+
+@synth.command(epilog=example("tsugiki synth defects 500 --out defects --photos nominal"))
+def defects(
+    n: Annotated[int, typer.Argument(help="Pictures.", show_default=False, min=1)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new or empty folder.")] = Path("defects"),
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photographs without a defect. Default: the asset fabric.", show_default=False),
+    ] = None,
+    split: Annotated[Literal["train", "test"], typer.Option(help="Other photographs.")] = "train",
+    seed: Annotated[int, typer.Option(help="The same seed makes the same pictures.")] = 0,
+    size: Annotated[int, typer.Option(help="Longer side of a picture in pixels; none is made larger.")] = 224,
+    negatives: Annotated[float, typer.Option(help="Share of pictures without a defect.")] = 0.25,
+    kind: Annotated[list[str] | None, typer.Option(help="scratch, hole, stain, missing thread; default all.")] = None,
+    extent: Annotated[
+        list[str] | None, typer.Option(help="small, medium, large: the classes by longer side; default all.")
+    ] = None,
+    language: Annotated[list[str] | None, typer.Option(help="en, ja; several times for both.")] = None,
+) -> None:
+    """Draw defects on photographs, with questions, answers, exact boxes and masks."""
+    from tsugiki.synth import flaws
+    from tsugiki.synth.defects import generate
+
+    with counting() as tell:
+        samples = generate(
+            n, out=out, photos=photos, split=split, seed=seed, size=size, negatives=negatives,
+            types=tuple(kind or flaws.TYPES), sizes=extent or None, languages=tuple(language or ("en", "ja")),
+            progress=lambda done, total: tell("defects", done, total),
+        )  # fmt: skip
+    show(f"{out / 'samples.jsonl'}: {len(samples)} samples")
