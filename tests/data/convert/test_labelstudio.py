@@ -185,3 +185,27 @@ def test_wrong_files(folder: Path) -> None:
         (folder / "d.json").write_text(text)
         with pytest.raises(DataError, match=words):
             labelstudio.convert(folder / "d.json")
+
+
+_KEYS = ["type", "value", "rectanglelabels", "choices", "x", "rotation", "from_name", "original_width", "polygonlabels"]
+_LEAVES = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4) | st.sampled_from(_KEYS)
+_ANY = st.recursive(
+    _LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner), max_leaves=12
+)
+
+
+@given(st.lists(_ANY, max_size=3), _ANY)
+def test_any_results_are_samples_or_errors(
+    tmp_path_factory: pytest.TempPathFactory, results: list[Any], more: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    Image.new("RGB", SIZE).save(folder / "a.png")
+    for task in (_task(*results), {"data": more, "annotations": more}, more):
+        problems: list[InputError] = []
+        try:
+            found = labelstudio.convert(_file(folder, task), absent=1, problems=problems)
+        except DataError as error:
+            assert "no sample in it" in str(error) or "choices of" in str(error)
+        else:
+            assert all(sample.answer is not None for sample in found)
+        assert all("\n" not in str(problem) for problem in problems)

@@ -163,3 +163,17 @@ def test_a_picture_that_comes_twice(folder: Path) -> None:
         _file(folder, _xml(_object("dent", 0, 0, 5, 5)), stem)
     with pytest.raises(DataError, match=r"b\.xml: the picture 'a.png' again, first at .*a\.xml"):
         voc.convert(folder)
+
+
+@given(st.text(max_size=40), st.text(max_size=12))
+def test_any_text_is_samples_or_errors(tmp_path_factory: pytest.TempPathFactory, text: str, value: str) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    Image.new("RGB", SIZE).save(folder / "a.png")
+    for content in (text, _xml(text), _xml(_object("x", 1, escape(value), 9, 9)), _xml(name=escape(value))):
+        (folder / "a.xml").write_text(content, encoding="utf-8")
+        try:
+            found = voc.convert(folder, absent=1)
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(s.answer is not None for s in found)

@@ -172,3 +172,20 @@ def test_wrong_folders(folder: Path, tmp_path: Path) -> None:
 def test_box_type(folder: Path) -> None:
     (sample,) = yolo.convert(_labels(folder, "0 0.5 0.5 0.5 0.5"))
     assert sample.boxes[0].box == Box(25, 12.5, 75, 37.5) and sample.boxes[0].label == "傷"
+
+
+@given(st.text(max_size=40), st.text(st.sampled_from("01.-e nafix\n"), max_size=40))
+def test_any_text_is_samples_or_errors(tmp_path_factory: pytest.TempPathFactory, names: str, lines: str) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    Image.new("RGB", (30, 20)).save(folder / "images" / "a.png")
+    for yaml, text in ((names, "0 0.5 0.5 0.2 0.2"), (f"names: {names}", "0 0.5 0.5 0.2 0.2"), (NAMES, lines)):
+        (folder / "data.yaml").write_text(yaml, encoding="utf-8")
+        (folder / "labels" / "a.txt").write_text(text, encoding="utf-8")
+        try:
+            found = yolo.convert(folder, absent=1)
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(s.answer is not None for s in found)
