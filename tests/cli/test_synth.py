@@ -70,13 +70,15 @@ def test_wrong_annotations_are_one_line_each_and_a_count() -> None:
         {"id": 10, "image_id": 1, "category_id": 4, "bbox": [5, 5, -3, 4]},
         {"id": 11, "image_id": 9, "category_id": 1, "bbox": [5, 5, 3, 4]},
         {"id": 12, "image_id": 1, "category_id": 4, "bbox": [190, 5, 40, 4]},
+        {"id": 12, "image_id": 1, "category_id": 4, "bbox": [10, 5, 40, 4]},
     ]
     result = run("--from", coco(*wrong), "--images", "photos")
     assert result.exit_code == 1
     told = result.stderr.splitlines()
-    assert len(told) == 3 and all(line.startswith("Error: coco.json annotations[") for line in told)
+    assert len(told) == 4 and all(line.startswith("Error: coco.json annotations[") for line in told)
     assert "width -3" in told[0] and "image_id 9 is not listed" in told[1] and "outside its picture" in told[2]
-    assert result.stdout.endswith("3 wrong entries\n") and schema.load("scout.jsonl")
+    assert "id 12 again, first at" in told[3]
+    assert result.stdout.endswith("4 wrong entries\n") and schema.load("scout.jsonl")
 
 
 def test_an_id_twice_is_told() -> None:

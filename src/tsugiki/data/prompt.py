@@ -23,6 +23,7 @@ from tsugiki.data._template import (
     text_ids,
 )
 from tsugiki.data.boxes import BoxCodec
+from tsugiki.data.branch import question_span
 from tsugiki.data.steps import ends, numbered
 from tsugiki.errors import PromptError, UnsupportedError
 from tsugiki.types import IMAGE, TEXT, ImagePart, Message, Segment, TextPart
@@ -46,6 +47,8 @@ class Encoded:
     """Number of the step at labels, -1 elsewhere; where the answer is marked (`data.steps`)."""
     step_weights: tuple[float, ...] | None = None
     """Of all steps, where they are not equal."""
+    question: list[int] | None = None
+    """1 at the words of the last user message, 0 elsewhere."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -87,6 +90,7 @@ def encode(
     codec: BoxCodec | None = None,
     labels: bool = False,
     steps: Sequence[int] = (),
+    question: bool = False,
     add_generation_prompt: bool = False,
     max_length: int | None = None,
     where: str = "",
@@ -103,6 +107,7 @@ def encode(
         codec: writes boxes, relative to the padded square of their picture.
         labels: also give labels: every assistant message and the token that ends its turn.
         steps: with labels: how many parts of the last message, an answer, each of its steps has.
+        question: also mark the words of the last user message, in a conversation with pictures.
         add_generation_prompt: end with the start of an assistant message.
         max_length: the longest conversation allowed, in tokens.
         where: what an error names.
@@ -127,7 +132,7 @@ def encode(
         if image >= 0:
             tokens += [_Token(placeholder_id, start, end, image)] * tokens_per_image
         else:
-            tokens += _tokenise(tokenizer, text[start:end], start, offsets=labels)
+            tokens += _tokenise(tokenizer, text[start:end], start, offsets=labels or question)
     _check_length(len(tokens), count, max_length, where)
     scored = _labels(tokens, text, spans, special_ids(tokenizer)) if labels else None
     numbers = None
@@ -140,7 +145,12 @@ def encode(
         image_index=[t.image for t in tokens],
         labels=scored,
         steps=numbers,
+        question=_question(tokens, *question_span(text, plain)) if question and count else None,
     )
+
+
+def _question(tokens: Sequence[_Token], start: int, end: int) -> list[int]:
+    return [int(t.image < 0 and t.start < end and t.end > start) for t in tokens]
 
 
 def _sentinels(messages: Sequence[Message], count: int) -> list[str]:

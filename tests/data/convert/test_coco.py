@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tsugiki.data.convert import coco
 from tsugiki.errors import BoxError, DataError, ImageError, InputError
 from tsugiki.types import Box, Sample
 
+NUMBERS = itertools.count(100)
 CATEGORIES = [{"id": 1, "name": "傷"}, {"id": 2, "name": "dent"}, {"id": 3, "name": "rust"}]
 
 
@@ -31,7 +33,7 @@ def _file(folder: Path, *annotations: Any, **more: Any) -> Path:
 
 
 def _note(category: int, bbox: Any, image: int = 10, **more: Any) -> dict[str, Any]:
-    return {"id": 77, "image_id": image, "category_id": category, "bbox": bbox, **more}
+    return {"id": next(NUMBERS), "image_id": image, "category_id": category, "bbox": bbox, **more}
 
 
 def _boxes(sample: Sample) -> list[Box]:
@@ -98,7 +100,7 @@ def test_malformed_boxes_are_reported(folder: Path, note: Any, kind: type[InputE
     with pytest.raises(kind) as error:
         coco.convert(path)
     text = str(error.value)
-    assert words in text and f"{path} annotations[1] (id 77)" in text and "\n" not in text
+    assert words in text and f"{path} annotations[1] (id {note['id']})" in text and "\n" not in text
     problems: list[InputError] = []
     samples = coco.convert(path, absent=3, problems=problems)
     assert len(problems) == 1
@@ -133,3 +135,23 @@ def test_wrong_files(folder: Path) -> None:
             coco.convert(folder / "d.json")
     with pytest.raises(DataError, match="no sample in it"):
         coco.convert(_file(folder))
+
+
+def test_what_comes_again_and_settings_that_cannot_be(folder: Path) -> None:
+    note = _note(1, [5, 5, 10, 10])
+    again = [{"id": 10, "file_name": "a.png"}, {"id": 10, "file_name": "b.png"}]
+    with pytest.raises(DataError, match=r"images\[1\]: id 10 again"):
+        coco.convert(_file(folder, note, images=again))
+    with pytest.raises(DataError, match=r"categories\[3\]: id 1 again"):
+        coco.convert(_file(folder, note, categories=[*CATEGORIES, {"id": 1, "name": "x"}]))
+    pair = [_note(1, [5, 5, 10, 10], id=3), _note(2, [0, 0, 9, 9], id=4), _note(1, [50, 5, 10, 10], id=3)]
+    problems: list[InputError] = []
+    (dent,) = coco.convert(_file(folder, *pair), problems=problems)
+    assert dent.meta["category"] == "dent"  # which of the two marks is meant is not known
+    assert len(problems) == 1 and "annotations[2] (id 3): id 3 again, first at" in str(problems[0])
+    twice = [{"id": 10, "file_name": "a.png"}, {"id": 11, "file_name": "a.png"}]
+    with pytest.raises(DataError, match=r"images\[1\]: the picture 'a.png' again, first at .*images\[0\]"):
+        coco.convert(_file(folder, note, images=twice))
+    for absent in (-1, "two"):
+        with pytest.raises(DataError, match="absent: .*0 or more"):
+            coco.convert(_file(folder, note), absent=absent)  # type: ignore[arg-type]
