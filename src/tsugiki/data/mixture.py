@@ -101,11 +101,11 @@ class Mixture:
 
     def _identity(self) -> dict[str, Any]:
         sizes = {name: len(samples) for name, samples in self.sources.items()}
-        of = {"seed": self.seed, "sizes": sizes, "weights": dict(self.weights)}
-        if self.length is None:
-            return of
-        pools = {pool: len(of) for pools in self._pools.values() for pool, of in pools}
-        return {**of, "pools": pools, "draws": self.length}
+        content: dict[str, Any] = {"seed": self.seed, "sizes": sizes, "weights": dict(self.weights)}
+        if self.length is not None:
+            content["pools"] = {pool: len(of) for pools in self._pools.values() for pool, of in pools}
+            content["draws"] = self.length
+        return content
 
     def _pool(self, name: str) -> tuple[str, list[int]]:
         """The pool from which a source's next sample comes."""

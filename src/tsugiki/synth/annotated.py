@@ -62,8 +62,9 @@ def read(
 ) -> list[Picture]:
     """The pictures of a COCO file (`.json`), or of samples whose box parts have labels (`.jsonl`), in their order.
 
-    All boxes of a picture belong together, whichever sample they are in. What a COCO file lists and does not mark on a
-    picture is absent there; of samples, what one with the task "absent" names as `meta["category"]`, as converters do.
+    All boxes of a picture belong together, whichever sample they are in; a thing has one name in all of them. What a
+    COCO file lists and does not mark on a picture is absent there; of samples, what one with the task "absent" names as
+    `meta["category"]`, as converters do.
 
     Args:
         images: folder of COCO's pictures.
