@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,8 @@ def test_every_shipped_recipe_runs_on_fakes(name: str, tmp_path: Path) -> None:
     plan = recipes.load(name)
     built = model(plan.model.grafts[-1], **plan.model.options)
     sources = {source: samples() for stage in plan.stages for source in stage.data}
+    if "grounding" in sources:
+        sources["grounding"] = [replace(s, meta={"branch": "grounding"}) for s in samples()]
     result = train(
         built, name, tmp_path / "run", data=sources, overrides=["steps=2", "batch_size=2"], progress=False,
         features=cache(built, tmp_path),
