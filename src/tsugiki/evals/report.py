@@ -23,6 +23,7 @@ TITLES = {
     "decisions": "Choosing among given answers",
     "vqa": "Answering freely, word for word",
     "grounding": "Finding the place",
+    "detection": "Finding everything",
     "wiki": "Text kept: loss on articles",
     "title_choice": "Text kept: choosing a title",
     "next_sentence": "Text kept: choosing the next sentence",
