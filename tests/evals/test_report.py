@@ -92,7 +92,11 @@ def whole() -> Report:
     return Report(
         title="Fabric & scenes",
         findings=("Text kept.", "違いは <b>小さい</b>"),
-        scores=[score(), score("macro-F1", base=None, difference=None), score("accuracy minus probe", value=-0.02)],
+        scores=[
+            score(note="two | folds"),
+            score("macro-F1", base=None, difference=None),
+            score("accuracy minus probe", value=-0.02),
+        ],
         answers=[answer(i, text="ok" if i % 2 else "a hole", boxes=(Box(5, 5, 21, 21),)) for i in range(6)],
         losses={
             "stage 1": [(i, 3 / (i + 1)) for i in range(50)],
@@ -191,6 +195,7 @@ def test_a_markdown_page_has_its_pictures_inside(tmp_path: Path) -> None:
     assert text.startswith("# Fabric & scenes\n".replace("&", "&amp;")) and "* 違いは &lt;b&gt;小さい&lt;/b&gt;" in text
     for heading in ("## Scores", "## Answers", "## Training", "## Proof about the text", "## What was run"):
         assert heading in text
+    assert "* decisions/defect, accuracy: two \\| folds\n" in text
     assert "1. The cup is at \\[0.100" in text and "3. So \\| it is \\*left\\*." in text and "<" not in text
     drawings = [base64.b64decode(d).decode() for d in re.findall(r"\(data:image/svg\+xml;base64,([^)]+)\)", text)]
     assert len(drawings) == 7 + 1 and all(len(d) < 30_000 for d in drawings)  # answers and losses

@@ -1,5 +1,7 @@
 """Average precision of labelled boxes as COCO counts it, computed by faster-coco-eval; its interval is over pictures.
 
+Average precision has no exact interval: where no drawing of pictures changes it (nothing is found at all, or
+everything) the bootstrap's interval is a point, which says less than it seems to.
 Units: pixels, xyxy.
 """
 

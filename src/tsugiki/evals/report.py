@@ -98,7 +98,8 @@ def render_markdown(report: Report) -> str:
     if report.findings:
         parts += [*(f"* {plain(finding)}\n" for finding in report.findings), "\n"]
     if report.scores:
-        parts.append(f"## Scores\n\n{markdown(report.scores)}\n")
+        notes = [f"* {plain(f'{s.task}, {s.metric}: {s.note}')}\n" for s in report.scores if s.note]
+        parts += [f"## Scores\n\n{markdown(report.scores)}\n", *notes, "\n" if notes else ""]
     if drawn := points(report.amounts):
         parts.append(f"## By amount of data\n\n![{AMOUNTS}]({svg_uri(drawn)})\n\n{AMOUNTS}\n\n")
     if shown := choose(report.answers, report.pictures):
