@@ -145,6 +145,7 @@ def test_false_positives_count_clean_pictures() -> None:
 def test_the_whole_path() -> None:
     absent = sample(None, kind="absent")
     data = [sample(), sample(size=(60, 100)), absent, replace(sample(), messages=sample().prompt)]
+    data += [sample(kind="detect"), sample(kind="caption")]
     train = [sample(Box(10, 10, 30 + i, 30)) for i in range(8)]
     result = task.measure(testing.tiny_model(), "grounding", data, train=train, max_new_tokens=8)["grounding"]
     assert {s.task for s in result.scores} == {"grounding/box", "grounding/absent"}

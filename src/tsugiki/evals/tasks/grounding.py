@@ -40,6 +40,7 @@ from tsugiki.types import Box, BoxPart, Sample, Score
 VERSION = 2
 DESCRIPTION = "samples whose gold answer holds a box, or of the kind 'absent'"
 
+LISTS = ("caption", "detect")
 THRESHOLD = 0.5
 SIZES = {
     "small": (0.0, 1 / 8),
@@ -55,8 +56,9 @@ Measure = Callable[[Reply, Boxes], float]
 
 
 def select(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with a picture and gold boxes (of captions many orders are right: left out), or about nothing there."""
-    return [s for s in samples if s.images and s.task != "caption" and (_gold(s) or is_absent(s))]
+    """Samples with a picture and gold boxes, or about nothing there; captions (many orders are right) and what
+    `detection` scores are left out."""
+    return [s for s in samples if s.images and s.task not in LISTS and (_gold(s) or is_absent(s))]
 
 
 def is_absent(sample: Sample) -> bool:
