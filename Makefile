@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 OLD := .venv-$(OLD_TRANSFORMERS)
 READY := $(VENV)/.ready
 ASSETS := smollm2-135m-instruct efficientnet-lite0 efficientnet-lite2 efficientnet-lite-code \
-          fabric openmoji wiki font-ja font-latin
+          fabric openmoji wiki font-ja font-latin minilm
 # Two processes of one thread outrun one process of two.
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TSUGIKI_TEST_ASSETS=required
 PYTEST := $(BIN)/pytest -n 2

@@ -22,6 +22,7 @@ import tsugiki
 from tsugiki import assets
 from tsugiki.cli import _app, app
 from tsugiki.errors import AssetError, DataError, InputError, StoreError
+from tsugiki.evals import task
 from tsugiki.types import Check, Message, Proof, Score
 
 Run = Callable[..., Result]
@@ -411,14 +412,19 @@ def score(value: float) -> Score:
     return Score(task="decisions", metric="accuracy", value=value, stderr=0.1, n=10)
 
 
+def measured(score: Score) -> dict[str, task.Result]:
+    return {"t": task.Result(task="t", scores=[score])}
+
+
 def test_eval(run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path) -> None:
-    evaluate = fake("tsugiki.evals.task.evaluate", [score(0.5)])
+    evaluate = fake("tsugiki.evals.task.measure", measured(score(0.5)))
     (tmp_path / "train.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": "?"}]}\n')
     result = run("eval", "graft", "--task", "decisions", "--data", "t.jsonl", "--limit", 5, "--seconds", 9,
-                 "--train", "train.jsonl", "--out", "scores.json")  # fmt: skip
+                 "--train", "train.jsonl", "--out", "scores.json", "--report", "page.md")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "accuracy" in result.stdout
     assert json.loads((tmp_path / "scores.json").read_text())[0]["value"] == 0.5
+    assert "| decisions | accuracy |" in (tmp_path / "page.md").read_text()
     settings = evaluate.given["settings"]
     assert (settings["limit"], settings["seconds"], len(settings["train"])) == (5, 9.0, 1)
     assert (evaluate.given["tasks"], evaluate.given["data"]) == (["decisions"], Path("t.jsonl"))
@@ -432,10 +438,10 @@ def test_eval_within_a_budget(run: Run, fake: Callable[[str, Any], Call], model:
         )
 
     (tmp_path / "budget.yaml").write_text("wiki.loss: 0.02\n")
-    evaluate = fake("tsugiki.evals.task.evaluate", [loss(0.005)])
+    evaluate = fake("tsugiki.evals.task.measure", measured(loss(0.005)))
     assert run("eval", "graft", "--budget", "budget.yaml").exit_code == 0
     assert evaluate.given["tasks"] == ["retention"]
-    fake("tsugiki.evals.task.evaluate", [loss(0.5)])
+    fake("tsugiki.evals.task.measure", measured(loss(0.5)))
     result = run("eval", "graft", "--budget", "budget.yaml")
     assert result.exit_code == 1
     assert "wiki.loss dropped by 0.5" in result.stderr
@@ -449,7 +455,7 @@ def test_eval_within_a_budget(run: Run, fake: Callable[[str, Any], Call], model:
 def test_eval_takes_the_tasks_that_the_data_can_score(
     run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path
 ) -> None:
-    evaluate = fake("tsugiki.evals.task.evaluate", [score(0.5)])
+    evaluate = fake("tsugiki.evals.task.measure", measured(score(0.5)))
     turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "good"}]
     (tmp_path / "own.jsonl").write_text(json.dumps({"id": "1", "messages": turns, "options": ["good", "bad"]}))
     run("eval", "graft", "--data", "own.jsonl")

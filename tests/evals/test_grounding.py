@@ -1,4 +1,4 @@
-"""Boxes: overlap, size classes, parse failures, absent objects, and the whole path."""
+"""Boxes: overlap, size classes, parse failures, false positives, and the whole path."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tsugiki import testing
+from tsugiki.data.boxes import BoxCodec, PaddedSquare
 from tsugiki.evals import task
-from tsugiki.evals._boxes import iou
+from tsugiki.evals._boxes import Reply, iou
 from tsugiki.evals.task import Answer
 from tsugiki.evals.tasks import grounding
 from tsugiki.types import Box, BoxPart, Message, Sample, Score
@@ -56,6 +57,8 @@ def test_the_first_box_counts_against_the_best_fitting_gold_box() -> None:
     assert grounding.overlap((far, GOLD), (GOLD,)) == 0.0
     assert grounding.overlap((), (GOLD,)) == 0.0
     assert grounding.hit((Box(10, 10, 30, 20),), (GOLD,)) == 1.0  # exactly 0.5
+    assert grounding.any_hit((far, GOLD), (GOLD,)) == 1.0
+    assert grounding.any_hit((far, far), (GOLD,)) == grounding.any_hit((), (GOLD,)) == 0.0
     assert grounding.centre_hit((Box(0, 0, 58, 38),), (GOLD,)) == 1.0
     assert grounding.centre_hit((Box(0, 0, 60, 40),), (GOLD,)) == 0.0  # x2 is exclusive
 
@@ -80,7 +83,8 @@ def test_scores_of_known_answers() -> None:
     assert scores["Acc@0.5"].value == 0.5 and scores["Acc@0.5"].n == 12
     assert scores["Acc@0.5 medium"].value == pytest.approx(0.6) and scores["Acc@0.5 small"].value == 0.0
     assert "Acc@0.5 large" not in scores
-    assert scores["answers without a box"].value == pytest.approx(2 / 12)
+    assert scores["Acc@0.5 any box"].value == 0.5
+    assert scores["no box"].value == pytest.approx(2 / 12) and scores["parse failures"].value == 0.0
     assert scores["centre hit"].value == pytest.approx(8 / 12)
     assert scores["mean IoU"].value == pytest.approx((6 + 2 * 0.2) / 12)
     assert scores["Acc@0.5"].yardsticks == {"ridge": pytest.approx(10 / 12)}
@@ -88,28 +92,75 @@ def test_scores_of_known_answers() -> None:
     assert all(s.stderr >= 0 and s.low is not None for s in scores.values())
 
 
-def test_absent_objects_are_scored_apart() -> None:
-    scores = scored([answer(None, None, kind="absent")] * 3 + [answer(GOLD, None, kind="absent")] + [answer(GOLD)])
-    assert scores["absent: answered without a box"].value == 0.75
-    assert scores["Acc@0.5"].n == 1
+def test_any_box_counts_every_box_and_the_first_one_does_not() -> None:
+    far = Box(50, 30, 60, 40)
+    answers = [replace(answer(far), boxes=(far, GOLD)), answer(GOLD), answer(far), replace(answer(None), text="[0.1,")]
+    replies = [Reply("", (GOLD,)), Reply("[1,2]"), Reply("here"), Reply("[0.1, 0.9, 0.2, 0.3]")]
+    scores = {s.metric: s for s in grounding.score("t", answers, replies)}
+    assert (scores["Acc@0.5"].value, scores["Acc@0.5 any box"].value) == (0.25, 0.5)
+    assert (scores["parse failures"].value, scores["no box"].value) == (0.25, 0.0)
+    assert scores["Acc@0.5"].base == 0.25 and scores["parse failures"].base == 0.5 and scores["no box"].base == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        ("[0.1,0.2,0.5,0.6]", False),
+        ("［0.1, 0.2, 0.5, 0.6］", False),
+        ("[0.1,0.2,0.5", True),  # cut off
+        ("[0.5,0.2,0.1,0.6]", True),  # x2 < x1
+        ("It is at [12, 30].", True),
+        ("(0.1, 0.2, 0.5, 0.6)", True),
+        (" [the dog]", True),
+        ("There is none.", False),
+        ("a dog (1)", False),
+        ("犬は［左］です", False),
+        ("", False),
+    ],
+)
+def test_a_parse_failure_tries_to_give_a_box(text: str, failed: bool) -> None:
+    assert Reply.read(text, BoxCodec(), PaddedSquare(100, 60)).failed is failed
+
+
+def test_a_box_has_the_number_of_its_line() -> None:
+    def numbers(text: str) -> tuple[int, ...]:
+        return Reply.read(text, BoxCodec(), PaddedSquare(100, 100)).numbers
+
+    box = "[0.1,0.2,0.5,0.6]"
+    assert numbers(f"The dog: {box}\n\nThe cup: {box} {box}\nSo it is left.\n{box}") == (1, 2, 2, 4)
+    assert numbers(f"{box} {box}") == (1, 2) and numbers(box) == numbers("") == ()
+    assert numbers(f"It is\n {box}") == (2,)
+
+
+def test_false_positives_count_clean_pictures() -> None:
+    twice = answer(None, None, kind="absent")  # two questions on one picture: one of them got a box
+    absent = [answer(None, None, kind="absent") for _ in range(3)] + [replace(twice, boxes=(GOLD,)), twice]
+    scores = scored([*absent, answer(GOLD)])
+    assert scores[grounding.FALSE_POSITIVES].value == 0.25 and scores[grounding.FALSE_POSITIVES].n == 4
+    assert scores[grounding.FALSE_POSITIVES].base is None and scores["Acc@0.5"].n == 1
+    asked = grounding.score("t", absent, [Reply("", (GOLD,))] * 5)
+    assert [(s.value, s.base) for s in asked] == [(0.25, 1.0)]
 
 
 def test_the_whole_path() -> None:
     absent = sample(None, kind="absent")
     data = [sample(), sample(size=(60, 100)), absent, replace(sample(), messages=sample().prompt)]
+    data += [sample(kind="detect"), sample(kind="caption")]
     train = [sample(Box(10, 10, 30 + i, 30)) for i in range(8)]
     result = task.measure(testing.tiny_model(), "grounding", data, train=train, max_new_tokens=8)["grounding"]
     assert {s.task for s in result.scores} == {"grounding/box", "grounding/absent"}
     scores = {s.metric: s for s in result.scores}
     assert len(result.answers) == 3 and scores["Acc@0.5"].n == 2
     # Random weights write no box: told apart from a wrong box, and right where nothing is there.
-    assert scores["answers without a box"].value == 1.0 and scores["absent: answered without a box"].value == 1.0
+    assert (
+        scores["no box"].value + scores["parse failures"].value == 1.0 and scores[grounding.FALSE_POSITIVES].value == 0
+    )
     assert scores["Acc@0.5"].base == 0.0 and set(scores["Acc@0.5"].yardsticks) == {"constant", "ridge"}
 
 
 def test_boxes_are_read_in_pixels_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     model = testing.tiny_model()
-    codec, square = model.processor.collator().codec, grounding.PaddedSquare(100, 60)
+    codec, square = model.processor.collator().codec, PaddedSquare(100, 60)
     said = "It is here: " + codec.encode(GOLD, square)
     monkeypatch.setattr(grounding.FreeAnswerer, "__call__", lambda self, asked: [said] * len(asked))
     result = task.measure(model, "grounding", [sample()])["grounding"]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from tsugiki import testing
+from tsugiki.data.boxes import BoxCodec, PaddedSquare
 from tsugiki.errors import StoreError
 from tsugiki.evals import _charts, report, tables
+from tsugiki.evals._boxes import Reply
+from tsugiki.evals._charts import Point
 from tsugiki.evals._html import Html, h
 from tsugiki.evals.report import Report
 from tsugiki.evals.task import Answer, shown_text
@@ -86,7 +92,11 @@ def whole() -> Report:
     return Report(
         title="Fabric & scenes",
         findings=("Text kept.", "違いは <b>小さい</b>"),
-        scores=[score(), score("macro-F1", base=None, difference=None), score("accuracy minus probe", value=-0.02)],
+        scores=[
+            score(note="two | folds"),
+            score("macro-F1", base=None, difference=None),
+            score("accuracy minus probe", value=-0.02),
+        ],
         answers=[answer(i, text="ok" if i % 2 else "a hole", boxes=(Box(5, 5, 21, 21),)) for i in range(6)],
         losses={
             "stage 1": [(i, 3 / (i + 1)) for i in range(50)],
@@ -150,6 +160,61 @@ def test_boxes_are_drawn_in_pixels_of_the_original() -> None:
     assert drawn.count("<rect") == 2 and drawn.count("stroke-dasharray") == 1
     stored = re.search(r"base64,([^\"]+)", drawn)
     assert stored is not None and len(stored[1]) < 20_000
+
+
+STEPS = (
+    "The cup is at [0.100,0.100,0.400,0.400].\n\n<b>The dog</b> is at [0.500,0.500,0.900,0.900].\nSo | it is *left*."
+)
+
+
+def stepwise() -> Answer:
+    reply = Reply.read(STEPS, BoxCodec(), PaddedSquare(48, 48))
+    return replace(answer(0, text=STEPS, boxes=reply.boxes), numbers=reply.numbers)
+
+
+def test_boxes_of_steps_bear_the_number_of_their_line() -> None:
+    page = report.render(Report(title="t", answers=[stepwise()]))
+    drawn = page[page.index("<figure") : page.index("</figure>")]
+    assert re.findall(r'font-weight="bold">(\d+)</text>', drawn) == ["1", "2"]
+    assert drawn.count('stroke="#e8590c"') == 2 and drawn.count("stroke-dasharray") == 1
+    assert drawn.count("<li>") == 3 and "&lt;b&gt;The dog" in drawn and "<b>The" not in page
+    parse(page)
+
+
+def test_numbers_and_boxes_stay_in_the_picture_and_are_few() -> None:
+    edge = Box(47, 47, 48, 48)
+    drawn = _charts.picture(Image.new("RGB", (48, 40)), [edge] * 100, numbers=range(1, 101))
+    plates = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)" fill="#e8590c"', drawn)
+    assert len(plates) == _charts.MOST_BOXES
+    assert all(float(x) + float(w) <= 48.1 and float(y) + float(h) <= 40.1 for x, y, w, h in plates)
+
+
+def test_a_markdown_page_has_its_pictures_inside(tmp_path: Path) -> None:
+    path = report.write(replace(whole(), answers=[stepwise(), *whole().answers]), tmp_path / "report.md")
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# Fabric & scenes\n".replace("&", "&amp;")) and "* 違いは &lt;b&gt;小さい&lt;/b&gt;" in text
+    for heading in ("## Scores", "## Answers", "## Training", "## Proof about the text", "## What was run"):
+        assert heading in text
+    assert "* decisions/defect, accuracy: two \\| folds\n" in text
+    assert "1. The cup is at \\[0.100" in text and "3. So \\| it is \\*left\\*." in text and "<" not in text
+    drawings = [base64.b64decode(d).decode() for d in re.findall(r"\(data:image/svg\+xml;base64,([^)]+)\)", text)]
+    assert len(drawings) == 7 + 1 and all(len(d) < 30_000 for d in drawings)  # answers and losses
+    for drawing in drawings:
+        assert ElementTree.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg" and "var(" not in drawing
+    gone = Sample(id="x", messages=(Message.of("user", "?", ("gone.png",)), Message.of("assistant", "a")))
+    lost = Answer(task="vqa", sample=gone, text="", gold="a", correct=False)
+    assert "(nothing)" in report.render_markdown(Report(title="t", answers=[lost]))
+    assert report.render_markdown(Report(title="t")) == "# t\n\n"
+
+
+def test_figures_by_amount_of_data() -> None:
+    line = [Point(20, 0.3, 0.1, 0.5, (0.2, 0.4)), Point(100, 0.6, 0.5, float("inf"))]
+    drawn = _charts.points({"model": line, "nothing": []})
+    assert drawn.count('r="5"') == 2 and drawn.count('fill="none"') == 2 and "nan" not in drawn and "inf" not in drawn
+    x = [float(v) for v in re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="5"', drawn)]
+    y = [float(v) for v in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)" r="5"', drawn)]
+    assert x[0] < x[1] and y[0] > y[1]
+    assert _charts.points({}) == "" and "By amount of data" in report.render(Report(title="t", amounts={"m": line}))
 
 
 def test_the_proof_in_plain_words() -> None:

@@ -81,10 +81,9 @@ def _truth(sample: Sample) -> tuple[str, list[list[float]]]:
         there = objects
     if kind == "presence":
         return phrases.answers["yes" if there else "no", "short"], [o["box"] for o in there]
-    if kind in ("caption", "box"):
-        return "" if there or kind == "caption" else phrases.numbers[0], [
-            o["box"] for o in (objects if kind == "caption" else there)
-        ]
+    if kind in ("caption", "box", "detect", "detect class"):
+        everything = kind in ("caption", "detect")
+        return "" if there or everything else phrases.numbers[0], [o["box"] for o in (objects if everything else there)]
     if not there:
         return phrases.numbers[0], []
     if kind.startswith("count"):
@@ -97,7 +96,8 @@ def _truth(sample: Sample) -> tuple[str, list[list[float]]]:
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_every_answer_is_true(make: Any, split: str, language: str) -> None:
-    samples = make(120, split=split, languages=[language], questions_per_picture=4, objects=(1, 5), size=96, seed=3)
+    given: dict[str, Any] = {"questions_per_picture": 4, "objects": (1, 5), "size": 96, "seed": 3, "tasks": TASKS}
+    samples = make(140, split=split, languages=[language], **given)
     seen: Counter[tuple[str, str]] = Counter()
     for sample in samples:
         short, marked = _truth(sample)
@@ -122,9 +122,27 @@ def test_every_answer_is_true(make: Any, split: str, language: str) -> None:
             assert not boxes(sample.messages[1])
         assert not (set("{}\ufffc") & set(said(sample.messages[0]) + answer))
     assert {task for task, _ in seen} == set(TASKS)
-    for task in set(TASKS) - {"box"}:
+    for task in set(TASKS) - {"box", "detect"}:
         assert all(seen[task, form] for form in FORMS), task
-    assert {form for task, form in seen if task == "box"} == {"boxes"}
+    assert {form for task, form in seen if task in ("box", "detect")} == {"boxes"}
+
+
+def test_detection_lists_all_or_all_of_one_name(make: Any) -> None:
+    samples = make(120, tasks=["detect"], forms=["boxes"], size=96, objects=(1, 4), seed=2)
+    listed = [s for s in samples if s.meta["kind"] == "detect"]
+    asked = [s for s in samples if s.meta["kind"] == "detect class"]
+    absent = [s for s in asked if not s.meta["targets"]]
+    assert len(listed) + len(asked) == 120 and min(len(listed), len(asked)) > 40 and 5 < len(absent) < len(asked) / 2
+    for sample in listed:
+        key = "ja" if sample.meta["language"] == "ja" else "name"
+        names = [o[key] for o in sample.meta["objects"]]
+        assert [p.label for p in sample.messages[1].parts if isinstance(p, BoxPart)] == names
+        separator = LANGUAGES[sample.meta["language"]].separator.strip()
+        assert [item.strip(" #") for item in said(sample.messages[1]).split(separator)] == names
+        assert sample.meta["category"] == ""
+    for sample in asked:
+        assert sample.meta["category"] in said(sample.messages[0])
+        assert said(sample.messages[1]).strip("# ") == (sample.meta["short"] if sample in absent else "")
 
 
 def _cell_of(short: str, language: str) -> str:
@@ -134,7 +152,7 @@ def _cell_of(short: str, language: str) -> str:
 def test_questions_state_the_form(make: Any) -> None:
     """One question text never has answers of two forms."""
     forms: dict[str, set[str]] = {}
-    for sample in make(250, questions_per_picture=4, pictograms=4, size=64, picture_format="png"):
+    for sample in make(250, questions_per_picture=4, pictograms=4, size=64, picture_format="png", tasks=TASKS):
         answer = sample.messages[1]
         only = bool(boxes(answer)) and not said(answer).strip("# ")
         form = sample.meta["form"] + (" only" if only or said(answer) in ("none", "なし") else "")
@@ -272,7 +290,7 @@ def test_naming_options(make: Any) -> None:
 
 def test_one_form_alone(make: Any) -> None:
     for form in FORMS:
-        tasks = [task for task in TASKS if task != "box" or form == "boxes"]
+        tasks = [task for task in TASKS if task not in ("box", "detect") or form == "boxes"]
         samples = make(30, forms=[form], tasks=tasks, questions_per_picture=3, size=64, objects=(2, 3))
         assert {s.meta["form"] for s in samples} == {form}
 
@@ -325,6 +343,7 @@ WRONG: Sequence[tuple[dict[str, Any], str]] = [
     ({"options": 1}, "options"),
     ({"questions_per_picture": 0}, "questions_per_picture"),
     ({"forms": ["short"], "tasks": ["box"]}, "without the form boxes"),
+    ({"forms": ["short"], "tasks": ["detect"]}, "detect without the form boxes"),
     ({"tasks": {"naming": -1}}, "weights"),
     ({"tasks": {"naming": 0}}, "weights"),
     ({"tasks": []}, "weights"),

@@ -116,15 +116,19 @@ def evaluate(
     seconds: Annotated[float | None, typer.Option(help="Stop a task after so long; n is printed.")] = None,
     budget: Annotated[Path | None, typer.Option(help="YAML of largest drops; exit code 1 where one is broken.")] = None,
     file: Annotated[Path | None, typer.Option("--out", "-o", help="Write the scores as JSON.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", help="Write scores and answers on their pictures, as .html or .md.")
+    ] = None,
     base: Base = None,
 ) -> None:
     """Score a model on tasks; every figure with its error, and the bare LLM's in the same run."""
     import json
 
-    import tsugiki
     from tsugiki.cli._models import load_model
     from tsugiki.data import schema
     from tsugiki.data.files import atomic_write
+    from tsugiki.evals import report
+    from tsugiki.evals import task as tasks
     from tsugiki.evals.retention import apply_budget, load_budget
     from tsugiki.evals.tables import records, table
 
@@ -133,10 +137,14 @@ def evaluate(
     settings = {} if train is None else {"train": schema.load(train)}
     loaded = load_model(model, base)
     with counting() as tell:
-        scores = tsugiki.evaluate(loaded, names, data, limit=limit, seconds=seconds, progress=tell, **settings)
+        results = tasks.measure(loaded, names, data, limit=limit, seconds=seconds, progress=tell, **settings)
+    scores = [score for result in results.values() for score in result.scores]
     out.print(table(scores))
     if file is not None:
         atomic_write(file, json.dumps(records(scores), indent=2, ensure_ascii=False) + "\n")
+    if page is not None:
+        answers = [answer for result in results.values() for answer in result.answers]
+        report.write(report.Report(title=f"Scores of {model}", scores=scores, answers=answers), page)
     broken = [] if limits is None else apply_budget(scores, limits)
     for violation in broken:
         complain(violation)

@@ -104,12 +104,16 @@ class BoxCodec:
         Spaces and full-width characters are read too. What has a negative, unordered or too large number, or lies
         wholly in the padding, is left out.
         """
-        boxes = []
+        return [box for _, box in self.locate(text, square)]
+
+    def locate(self, text: str, square: PaddedSquare) -> list[tuple[tuple[int, int], Box]]:
+        """As `parse`, each box with where it stands: from and to in the NFKC form of the text."""
+        found = []
         for match in _BOX.finditer(unicodedata.normalize("NFKC", text)):
             x1, y1, x2, y2 = (float(g) / self.scale for g in match.groups())
             if x1 < x2 <= 1 and y1 < y2 <= 1 and (box := square.clip(square.to_pixels(Box(x1, y1, x2, y2)))):
-                boxes.append(box)
-        return boxes
+                found.append((match.span(), box))
+        return found
 
     @staticmethod
     def validate(box: Box, size: tuple[int, int] | None, *, where: str = "") -> None:

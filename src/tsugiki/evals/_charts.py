@@ -1,39 +1,73 @@
-"""Inline SVG of the report: pictures with boxes, loss curves, intervals. Colours come from the page's style sheet."""
+"""Inline SVG of the report: pictures with boxes, loss curves, intervals, figures by amount of data.
+
+Colours come from the page's style sheet; alone, in a Markdown page, a drawing brings the light ones itself.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
 from tsugiki.data.images import open_image
-from tsugiki.evals._html import Html, h, join
+from tsugiki.evals._html import LIGHT, Html, h, join
 from tsugiki.types import Box, ImageSource, Score
 
 Curve = Sequence[tuple[float, float]]
 
 PICTURE_SIDE = 360
+MOST_BOXES = 30
+"""Boxes of an answer that are drawn."""
 _STROKES = ("var(--own)", "var(--gold)", "var(--base)", "var(--bad)")
 
 
+@dataclass(frozen=True)
+class Point:
+    """A figure at one amount of data, its interval, and the values of the folds behind it."""
+
+    x: float
+    value: float
+    low: float
+    high: float
+    parts: tuple[float, ...] = ()
+
+
 def picture(
-    source: ImageSource, found: Sequence[Box] = (), gold: Sequence[Box] = (), asked: Sequence[Box] = ()
+    source: ImageSource,
+    found: Sequence[Box] = (),
+    gold: Sequence[Box] = (),
+    asked: Sequence[Box] = (),
+    numbers: Sequence[int] = (),
 ) -> Html:
     """A picture inside the page, over it boxes: of the question (white), true ones (dashed) and the answer's (solid).
 
     Boxes are in pixels of the original; the picture itself is stored smaller.
+
+    Args:
+        numbers: what stands at each of `found`; none where it is empty.
     """
     image = open_image(source)
     width, height = image.size
     line = max(width, height) / 130
     boxes = [_box(b, colour, t) for b in asked for colour, t in (("#000000", 2 * line), ("#ffffff", line))]
-    boxes += [_box(b, "#1456b8", line, dashed=True) for b in gold] + [_box(b, "#e8590c", line) for b in found]
+    boxes += [_box(b, "#1456b8", line, dashed=True) for b in gold]
+    boxes += [_box(b, "#e8590c", line) for b in found[:MOST_BOXES]]
+    boxes += [_tag(b, n, image.size) for b, n in list(zip(found, numbers, strict=False))[:MOST_BOXES]]
     shown = h("image", href=data_uri(image), width=width, height=height)
     label = f"picture; boxes: {len(asked)} asked about, {len(found)} answered, {len(gold)} true" if boxes else "picture"
     return h("svg", shown, *boxes, viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
+
+
+def svg_uri(svg: Html) -> str:
+    """A drawing of this file as a data URI that needs no page around it."""
+    whole = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"', 1)
+    whole = re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], whole)
+    return "data:image/svg+xml;base64," + base64.b64encode(whole.encode("utf-8")).decode("ascii")
 
 
 def data_uri(image: Image.Image, side: int = PICTURE_SIDE) -> str:
@@ -100,6 +134,46 @@ def curves(losses: Mapping[str, Curve], *, x_label: str = "step", y_label: str =
     return h("svg", join(title, *drawn), class_="curve", viewBox=f"0 0 {width} {height}", role="img")
 
 
+def points(lines: Mapping[str, Sequence[Point]], *, x_label: str = "pictures", y_label: str = "share") -> Html:
+    """Figures with intervals by amount of data; the amounts stand at equal distances."""
+    kept = {name: line for name, line in lines.items() if line}
+    if not kept:
+        return Html("")
+    width, height, left, bottom, top = 560, 280, 50, 44, 30
+    amounts = sorted({p.x for line in kept.values() for p in line})
+    values = [v for line in kept.values() for p in line for v in (p.value, p.low, p.high, *p.parts) if math.isfinite(v)]
+    y_ticks = ticks(min(0.0, *values), max(values))
+
+    def across(x: float, i: int) -> float:
+        gap = (width - left - 22) / len(amounts)
+        return round(left + gap * (amounts.index(x) + 0.5) + 18 * (i - (len(kept) - 1) / 2), 1)
+
+    def down(y: float) -> float:
+        y = min(max(y, y_ticks[0]), y_ticks[-1])  # an interval of one picture has no end
+        return round(height - bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - bottom - top), 1)
+
+    drawn = [_tick(across(x, 0) + 9 * (len(kept) - 1), down(y_ticks[0]), f"{x:g}", below=True) for x in amounts]
+    for y in y_ticks:
+        drawn.append(h("line", x1=left, x2=width - 22, y1=down(y), y2=down(y), stroke="var(--line)"))
+        drawn.append(_tick(left, down(y), f"{y:g}", below=False))
+    legend = width - 14
+    for i, (name, line) in enumerate(kept.items()):
+        colour = _STROKES[i % len(_STROKES)]
+        for p in line:
+            x = across(p.x, i)
+            drawn.append(h("line", x1=x, x2=x, y1=down(p.low), y2=down(p.high), stroke=colour, stroke_width=3))
+            drawn.append(h("circle", cx=x, cy=down(p.value), r=5, fill=colour))
+            drawn += [
+                h("circle", cx=x + 8, cy=down(v), r=3, fill="none", stroke=colour, stroke_width=1.2) for v in p.parts
+            ]
+        drawn.append(h("text", name, x=legend, y=18, fill=colour, text_anchor="end", font_size=16))
+        legend -= 10 * len(name) + 14
+    drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", font_size=16))
+    drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", font_size=16))
+    title = h("title", f"{y_label} by {x_label}: {', '.join(kept)}")
+    return h("svg", join(title, *drawn), class_="curve", viewBox=f"0 0 {width} {height}", role="img")
+
+
 def smooth(curve: Curve) -> list[tuple[float, float]]:
     """Mean of each point and its neighbours in a window of about a twentieth of the curve."""
     half = len(curve) // 40
@@ -133,6 +207,25 @@ def _box(box: Box, colour: str, line: float, *, dashed: bool = False) -> Html:
         stroke_width=round(line, 2),
         stroke_dasharray=f"{3 * line:.1f} {2 * line:.1f}" if dashed else None,
     )
+
+
+def _tag(box: Box, number: int, size: tuple[int, int]) -> Html:
+    """A number on a plate in the upper left corner of a box, inside the picture."""
+    high = max(size) / 14
+    wide = high * (0.55 + 0.45 * len(str(number)))
+    x, y = min(max(box.x1, 0.0), size[0] - wide), min(max(box.y1, 0.0), size[1] - high)
+    plate = h("rect", x=round(x, 1), y=round(y, 1), width=round(wide, 1), height=round(high, 1), fill="#e8590c")
+    text = h(
+        "text",
+        str(number),
+        x=round(x + wide / 2, 1),
+        y=round(y + 0.78 * high, 1),
+        fill="#ffffff",
+        text_anchor="middle",
+        font_size=round(0.8 * high, 1),
+        font_weight="bold",
+    )
+    return join(plate, text)
 
 
 def _tick(x: float, y: float, text: str, *, below: bool) -> Html:

@@ -38,11 +38,23 @@ def page(title: str, body: Html, *, language: str = "en") -> str:
     )
 
 
+LIGHT = {
+    "ground": "#ffffff",
+    "panel": "#f5f6f4",
+    "ink": "#1d2421",
+    "soft": "#5a6661",
+    "line": "#d5dad6",
+    "own": "#0a6b52",
+    "base": "#8a5a00",
+    "gold": "#1456b8",
+    "bad": "#b3261e",
+}
+"""Colours by name, where the reader's screen is not set to dark."""
+
 CSS = f"""
 :root {{
   color-scheme: light dark;
-  --ground: #ffffff; --panel: #f5f6f4; --ink: #1d2421; --soft: #5a6661; --line: #d5dad6;
-  --own: #0a6b52; --base: #8a5a00; --gold: #1456b8; --bad: #b3261e;
+  {" ".join(f"--{name}: {colour};" for name, colour in LIGHT.items())}
 }}
 @media (prefers-color-scheme: dark) {{
   :root {{
@@ -75,6 +87,7 @@ figure svg {{ display: block; width: 100%; height: auto; max-height: 300px; }}
 figcaption {{ font-size: 0.9rem; overflow-wrap: anywhere; }}
 figcaption p {{ margin: 6px 0 0; }}
 figcaption .said {{ color: var(--ink); font-weight: 600; }}
+figcaption ol {{ margin: 4px 0 0; padding-left: 1.6em; }}
 .yes {{ color: var(--own); }} .no {{ color: var(--bad); }}
 .base {{ color: var(--base); }} .gold {{ color: var(--gold); }}
 .bar {{ display: grid; grid-template-columns: 1fr 4em; gap: 2px 8px; font-size: 0.84rem; margin-top: 4px; }}

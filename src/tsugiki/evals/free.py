@@ -1,17 +1,41 @@
 """Free answers by greedy generation, in batches.
 
-Shapes: B prompts of a batch, T their padded length.
+Shapes: B prompts of a batch, T their padded length, V vocabulary.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from tsugiki.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """An answer and how sure the LLM was of each of its tokens."""
+
+    text: str
+    """Stripped."""
+    ends: tuple[int, ...]
+    """Where each token ends in the NFKC form of the text."""
+    probabilities: tuple[float, ...]
+
+    def confidence(self, start: int, end: int) -> float:
+        """Mean probability of the tokens that wrote a part of the NFKC form of the text; 1 where none did."""
+        starts = (0, *self.ends)
+        found = [
+            p
+            for low, high, p in zip(starts, self.ends, self.probabilities, strict=False)
+            if low < min(high, end) and high > start
+        ]
+        return sum(found) / len(found) if found else 1.0
 
 
 class FreeAnswerer:
@@ -32,19 +56,55 @@ class FreeAnswerer:
     def __call__(self, samples: Sequence[Sample]) -> list[str]:
         """One stripped answer a sample, in their order; a gold answer is not looked at."""
         return [
-            text
+            text.strip()
             for start in range(0, len(samples), self.batch_size)
-            for text in self._generate(samples[start : start + self.batch_size])
+            for text in self._decode(self._generate(samples[start : start + self.batch_size]))
         ]
 
+    def spoken(self, samples: Sequence[Sample]) -> list[Spoken]:
+        """The same answers with the probability of each token; costs a softmax a token more."""
+        found = []
+        for start in range(0, len(samples), self.batch_size):
+            sure = _Sure()
+            rows = self._generate(samples[start : start + self.batch_size], sure)
+            found += [self._spoken(ids, p) for ids, p in zip(rows, torch.stack(sure.steps, 1).tolist(), strict=True)]
+        return found
+
     @torch.inference_mode()
-    def _generate(self, samples: Sequence[Sample]) -> list[str]:
+    def _generate(self, samples: Sequence[Sample], *processors: LogitsProcessor) -> list[list[int]]:
+        """Ids of the new tokens, padding and end included."""
         prompts = [replace(s, messages=s.prompt) for s in samples]
         batch = self.model.encode_samples(prompts, features=self.features, add_generation_prompt=True)
         device = next(self.llm.parameters()).device
         inputs = {k: v.to(device) for k, v in batch.inputs().items()}
         if self.llm is not self.model:
             inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-        tokens = self.llm.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens)
-        new = tokens[:, batch.input_ids.shape[1] :]
-        return [text.strip() for text in self.model.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens}
+        if processors:
+            options["logits_processor"] = LogitsProcessorList(processors)
+        tokens = self.llm.generate(**inputs, **options)
+        new: list[list[int]] = tokens[:, batch.input_ids.shape[1] :].tolist()
+        return new
+
+    def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        texts: list[str] = self.model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
+
+    def _spoken(self, ids: Sequence[int], probabilities: Sequence[float]) -> Spoken:
+        """Each token ends where the text of all tokens up to it ends."""
+        grown = self._decode([ids[: i + 1] for i in range(len(ids))])
+        whole = grown[-1] if grown else ""
+        lead = len(whole) - len(whole.lstrip())
+        ends = (len(unicodedata.normalize("NFKC", text[lead:])) for text in grown)
+        return Spoken(whole.strip(), tuple(ends), tuple(probabilities))
+
+
+class _Sure(LogitsProcessor):
+    """Takes down the probability of the token that greedy decoding chooses: [B] a step. Changes nothing."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps.append(scores.float().softmax(-1).amax(-1).cpu())  # [B, V] -> [B]
+        return scores

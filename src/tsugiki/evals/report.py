@@ -1,7 +1,8 @@
-"""The report: one HTML file with everything inside, for someone who was not there.
+"""The report: one HTML or Markdown file with everything inside, for someone who was not there.
 
 What is first is what was found; then scores with intervals beside the bare LLM and the yardsticks, answers on pictures
-(drawn at random, right and wrong), loss curves, and the proof in plain words. No script, nothing loaded.
+(drawn at random, right and wrong), loss curves, and the proof in plain words. No script, nothing loaded. The pictures
+of the Markdown are data URIs: editors and converters show them, GitHub does not.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsugiki.data.files import atomic_write
-from tsugiki.errors import ImageError
-from tsugiki.evals._charts import Curve, curves, interval, picture
+from tsugiki.evals import _figures
+from tsugiki.evals._charts import Curve, Point, curves, interval, points, svg_uri
+from tsugiki.evals._figures import choose, plain
 from tsugiki.evals._html import Html, h, join, page
-from tsugiki.evals.tables import HEADINGS, cells, number
-from tsugiki.evals.task import Answer, shown_text
-from tsugiki.types import BoxPart, Proof, Sample, Score
+from tsugiki.evals.tables import HEADINGS, cells, markdown, number
+from tsugiki.evals.task import Answer
+from tsugiki.types import Proof, Score
 
 TITLES = {
     "decisions": "Choosing among given answers",
     "vqa": "Answering freely, word for word",
     "grounding": "Finding the place",
+    "detection": "Finding everything",
     "wiki": "Text kept: loss on articles",
     "title_choice": "Text kept: choosing a title",
     "next_sentence": "Text kept: choosing the next sentence",
@@ -32,8 +35,9 @@ TITLES = {
     "next_sentence@picture": "Text after an unrelated picture: choosing the next sentence",
     "answers@picture": "Text after an unrelated picture: whole answers",
 }
-TOP = 3
-"""Options shown with their probability."""
+
+
+AMOUNTS = "Dots with their 95 % interval over pictures; rings: each fold by itself."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class Report:
     """In random order: the first ones of each kind are shown."""
     losses: Mapping[str, Curve] = field(default_factory=dict)
     """Name of a curve -> (step, loss)."""
+    amounts: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    """Name of a line -> a figure by amount of data."""
     proof: Proof | None = None
     proofs: Mapping[str, Proof] = field(default_factory=dict)
     """Where there are several models: name -> proof."""
@@ -59,13 +65,13 @@ class Report:
 
 
 def write(report: Report, path: str | Path) -> Path:
-    """Write the page, whole or not at all.
+    """Write the page, whole or not at all; as Markdown where the name ends in .md.
 
     Raises:
         StoreError: the disk is full, or the folder can't be written.
     """
     path = Path(path)
-    atomic_write(path, render(report))
+    atomic_write(path, render_markdown(report) if path.suffix.lower() == ".md" else render(report))
     return path
 
 
@@ -76,6 +82,7 @@ def render(report: Report) -> str:
         parts.append(h("ul", *(h("li", f) for f in report.findings), class_="lead"))
     sections = (
         _scores(report.scores),
+        _amounts(report.amounts),
         _answers(report),
         _losses(report.losses),
         _proof(report.proof),
@@ -83,6 +90,30 @@ def render(report: Report) -> str:
         _facts(report.facts),
     )
     return page(report.title, join(*parts, *sections), language=report.language)
+
+
+def render_markdown(report: Report) -> str:
+    """The page as Markdown."""
+    parts = [f"# {plain(report.title)}\n\n"]
+    if report.findings:
+        parts += [*(f"* {plain(finding)}\n" for finding in report.findings), "\n"]
+    if report.scores:
+        notes = [f"* {plain(f'{s.task}, {s.metric}: {s.note}')}\n" for s in report.scores if s.note]
+        parts += [f"## Scores\n\n{markdown(report.scores)}\n", *notes, "\n" if notes else ""]
+    if drawn := points(report.amounts):
+        parts.append(f"## By amount of data\n\n![{AMOUNTS}]({svg_uri(drawn)})\n\n{AMOUNTS}\n\n")
+    if shown := choose(report.answers, report.pictures):
+        parts += [f"## Answers\n\n{_drawn(report, shown)}\n\n", *map(_figures.markdown, shown)]
+    if drawn := curves(report.losses):
+        parts.append(f"## Training\n\n![loss]({svg_uri(drawn)})\n\n")
+    proofs = {"": report.proof, **report.proofs} if report.proof is not None else dict(report.proofs)
+    for name, proof in proofs.items():
+        assert proof is not None
+        words = " ".join(proof_in_words(proof))
+        parts.append(f"## {plain(_proof_title(name))}\n\n{plain(words)} SHA-256: {proof.sha256 or 'none'}\n\n")
+    if report.facts:
+        parts += ["## What was run\n\n", *(f"* {plain(k)}: {plain(_fact(v))}\n" for k, v in report.facts.items())]
+    return "".join(parts)
 
 
 def _scores(scores: Sequence[Score]) -> Html:
@@ -149,54 +180,21 @@ def _answers(report: Report) -> Html:
     shown = choose(report.answers, report.pictures)
     if not shown:
         return Html("")
+    figures = h("div", *map(_figures.figure, shown), class_="gallery")
+    return join(h("h2", "Answers"), h("p", _drawn(report, shown), class_="soft"), figures)
+
+
+def _drawn(report: Report, shown: Sequence[Answer]) -> str:
     right = sum(a.correct for a in report.answers)
-    text = (
+    return (
         f"{len(shown)} of {len(report.answers)} answers, drawn at random from every kind of question; "
-        f"{right} of all are right. Boxes: solid orange the answer, dashed blue the true place, white the question."
+        f"{right} of all are right. {_figures.COLOURS}"
     )
-    return join(h("h2", "Answers"), h("p", text, class_="soft"), h("div", *map(_figure, shown), class_="gallery"))
 
 
-def choose(answers: Sequence[Answer], n: int) -> list[Answer]:
-    """The first `n` answers, in turn from each task and kind of question; they come in random order."""
-    kinds: dict[tuple[str, str], list[Answer]] = {}
-    for answer in answers:
-        kinds.setdefault((answer.task, answer.sample.task), []).append(answer)
-    turns = itertools.zip_longest(*kinds.values())
-    return [a for turn in turns for a in turn if a is not None][:n]
-
-
-def _figure(answer: Answer) -> Html:
-    mark = h("b", "✓ ", class_="yes") if answer.correct else h("b", "✗ ", class_="no")
-    lines = [
-        h("p", f"{answer.task}, {answer.sample.task}: {_question(answer.sample)}"),
-        h("p", mark, h("span", answer.text or "(nothing)", class_="said")),
-    ]
-    if not answer.correct:
-        lines.append(h("p", h("b", "true: ", class_="gold"), answer.gold or "(nothing)"))
-    if answer.base_text is not None:
-        lines.append(h("p", h("b", "bare LLM, no picture: ", class_="base"), answer.base_text or "(nothing)"))
-    likely = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:TOP]
-    if likely:
-        bars = itertools.chain.from_iterable((h("span", o), h("span", f"{100 * p:.1f} %")) for o, p in likely)
-        lines.append(h("div", *bars, class_="bar"))
-    return h("figure", _picture(answer), h("figcaption", *lines))
-
-
-def _picture(answer: Answer) -> Html:
-    if not answer.sample.images:
-        return Html("")
-    try:
-        asked = [p.box for m in answer.sample.prompt for p in m.parts if isinstance(p, BoxPart)]
-        return picture(answer.sample.images[0], answer.boxes, answer.gold_boxes, asked)
-    except ImageError as error:  # a report is written even when a picture has gone since
-        return h("p", f"(no picture: {error})", class_="soft")
-
-
-def _question(sample: Sample) -> str:
-    last = next((m for m in reversed(sample.prompt) if m.role == "user"), None)
-    text = shown_text(last)
-    return text if len(text) <= 240 else text[:239] + "…"
+def _amounts(amounts: Mapping[str, Sequence[Point]]) -> Html:
+    drawn = points(amounts)
+    return join(h("h2", "By amount of data"), h("p", AMOUNTS, class_="soft"), drawn) if drawn else Html("")
 
 
 def _losses(losses: Mapping[str, Curve]) -> Html:
@@ -213,8 +211,11 @@ def _proof(proof: Proof | None, name: str = "") -> Html:
         for c in proof.checks
     ]
     seal = h("p", "SHA-256 of this proof: ", h("code", proof.sha256 or "none"), class_="soft")
-    title = "Proof about the text" + (f": {name}" if name else "")
-    return join(h("h2", title), *words, h("ul", *checks, class_="checks"), seal)
+    return join(h("h2", _proof_title(name)), *words, h("ul", *checks, class_="checks"), seal)
+
+
+def _proof_title(name: str) -> str:
+    return "Proof about the text" + (f": {name}" if name else "")
 
 
 def proof_in_words(proof: Proof) -> list[str]:
@@ -242,7 +243,9 @@ def proof_in_words(proof: Proof) -> list[str]:
 def _facts(facts: Mapping[str, object]) -> Html:
     if not facts:
         return Html("")
-    pairs = [
-        item for k, v in facts.items() for item in (h("dt", k), h("dd", number(v) if isinstance(v, float) else str(v)))
-    ]
+    pairs = [item for k, v in facts.items() for item in (h("dt", k), h("dd", _fact(v)))]
     return join(h("h2", "What was run"), h("dl", *pairs))
+
+
+def _fact(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)

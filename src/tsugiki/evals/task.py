@@ -75,6 +75,8 @@ class Answer:
     """Per option, in closed tasks."""
     boxes: tuple[Box, ...] = ()
     gold_boxes: tuple[Box, ...] = ()
+    numbers: tuple[int, ...] = ()
+    """What stands at each of `boxes` in a picture: the number of its step or its place in the answer; () for one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ Shapes: n pictures, P positions, V width of the tower.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,20 @@ def choices(kind: str, samples: Sequence[Sample], settings: Settings, model: Any
     return found
 
 
-def places(kind: str, samples: Sequence[Sample], settings: Settings, model: Any = None) -> dict[str, list[Box]]:
-    """Yardstick -> its box in each sample's picture, in pixels; {} without training samples of that kind with boxes."""
-    train = [s for s in settings.train if s.task == kind and s.images and _boxes(s)]
+def places(
+    kind: str,
+    samples: Sequence[Sample],
+    settings: Settings,
+    model: Any = None,
+    *,
+    keep: Callable[[Sample], bool] = lambda _: True,
+) -> dict[str, list[Box]]:
+    """Yardstick -> its box in each sample's picture, in pixels; {} without training samples of that kind with boxes.
+
+    Args:
+        keep: which training samples of that kind to learn from.
+    """
+    train = [s for s in settings.train if s.task == kind and s.images and _boxes(s) and keep(s)]
     if not train or not samples:
         return {}
     targets = [_square(s).to_square(_boxes(s)[0]) for s in train]

@@ -1,7 +1,8 @@
 """From a scene to a question with its true answer: text and box parts in one of the languages.
 
 What is asked (`TASKS`): the name, colour, number, place (one of nine cells) or box of an object, whether one is there,
-about one that is not there ("absent": asked as any other question, answered "none"), or for a caption.
+about one that is not there ("absent": asked as any other question, answered "none"), for a caption, or for the boxes
+of all objects or of all of one name, which may not be there ("detect": what `evals.tasks.detection` scores).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from tsugiki.synth.phrases.base import CELLS, Phrases
 from tsugiki.synth.pictograms import Pictogram
 from tsugiki.synth.wording import Draft, Question, worded
 
-TASKS = ("naming", "colour", "count", "place", "box", "absent", "presence", "caption")
+TASKS = ("naming", "colour", "count", "place", "box", "absent", "presence", "caption", "detect")
+NOT_THERE = 0.25
+"""Share of the detection questions about one name whose name is not on the scene."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ class Choices:
 
 def ask(task: str, scene: Scene, language: str, choices: Choices, rng: np.random.Generator) -> Question:
     """A question of `task` about `scene`. The scene has to allow it: "colour" and "place" need `compose(single=True)`,
-    "colour" also `compose(colour=True)`; the task "box" needs the form "boxes"."""
+    "colour" also `compose(colour=True)`; the tasks "box" and "detect" need the form "boxes"."""
     phrases = LANGUAGES[language]
     draft = _ASKED[task](scene, phrases, choices, rng)
     weights = {form: weight for form, weight in choices.forms.items() if form in draft.forms}
@@ -168,6 +171,16 @@ def _caption(scene: Scene, phrases: Phrases, choices: Choices, rng: np.random.Ge
     return Draft("caption", "caption", tuple(range(len(scene.objects))))
 
 
+def _detect(scene: Scene, phrases: Phrases, choices: Choices, rng: np.random.Generator) -> Draft:
+    if rng.random() < 0.5:
+        return Draft("detect", "detect", tuple(range(len(scene.objects))), forms=("boxes",))
+    targets = () if rng.random() < NOT_THERE else _box(scene, phrases, choices, rng).targets
+    name = _name(scene, targets[0], phrases) if targets else _missing(scene, choices, rng).name(phrases.language)
+    short = "" if targets else phrases.answers["absent", "short"]
+    answers = "detect class" if targets else "absent"
+    return Draft("detect class", answers, targets, phrases.fields(name, 1), short, forms=("boxes",), category=name)
+
+
 _ASKED = {
     "naming": _naming,
     "colour": _colour,
@@ -177,6 +190,7 @@ _ASKED = {
     "absent": _absent,
     "presence": _presence,
     "caption": _caption,
+    "detect": _detect,
 }
 
 

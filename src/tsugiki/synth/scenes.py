@@ -192,7 +192,7 @@ def _scene_and_questions(run: _Run, studio: Studio, rng: np.random.Generator) ->
         rng,
         colour="colour" in tasks,
         single="colour" in tasks or "place" in tasks,
-        repeats="count" in tasks or "box" in tasks,
+        repeats=bool({"count", "box", "detect"} & set(tasks)),
     )
     return scene, [ask(task, scene, pick(run.languages, rng), run.choices, rng) for task in tasks]
 
@@ -201,15 +201,16 @@ def _meta(run: _Run, scene: Scene, asked: Question) -> dict[str, Any]:
     """What scorers and readers may want to know of a sample; plain JSON values.
 
     language, form, kind (the key of the phrases), short (the answer as a word or two, "" for boxes and captions),
-    targets (indices into objects), split, background, size (pixels), caption (English content words), objects: code,
-    name (English), ja, rendering, colour (hue or ink, or None), angle (degrees), box (xyxy pixels), fraction (area of
-    the box / of the picture), cell.
+    category (of detection questions alone: the name asked for, "" for all), targets (indices into objects), split,
+    background, size (pixels), caption (English content words), objects: code, name (English), ja, rendering, colour
+    (hue or ink, or None), angle (degrees), box (xyxy pixels), fraction (area of the box / of the picture), cell.
     """
     return {
         "language": asked.language,
         "form": asked.form,
         "kind": asked.kind,
         "short": asked.short,
+        **({"category": asked.category} if asked.task == "detect" else {}),
         "targets": list(asked.targets),
         "split": run.split,
         "background": scene.background,
@@ -243,11 +244,14 @@ def _check(run: _Run) -> None:
         (names > high, f"{names} pictograms for up to {high} objects", "more pictograms than objects", "pictograms"),
         (run.choices.options is None or run.choices.options >= 2, f"{run.choices.options}", "2 or more", "options"),
         (run.per_picture >= 1, f"{run.per_picture} questions", "1 or more", "questions_per_picture"),
-        (
-            "box" not in run.tasks or "boxes" in run.choices.forms,
-            "the task box without the form boxes",
-            "both",
-            "forms",
+        *(
+            (
+                task not in run.tasks or "boxes" in run.choices.forms,
+                f"the task {task} without the form boxes",
+                "both",
+                "forms",
+            )
+            for task in ("box", "detect")
         ),
     )
     for holds, found, expected, where in checks:

@@ -51,6 +51,8 @@ class Question:
     """What exactly is asked: the key of the phrases."""
     targets: tuple[int, ...]
     """Which of the scene's objects it is about."""
+    category: str
+    """The name that a detection question asks for; "" where it asks for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,12 @@ class Draft:
     asked: tuple[Box, ...] = ()
     """Boxes that the question itself shows."""
     forms: tuple[str, ...] = ("short", "full", "boxes")
+    category: str = ""
 
 
 def worded(task: str, draft: Draft, scene: Picture, phrases: Phrases, form: str, rng: np.random.Generator) -> Question:
     """The draft as a question that states the form of its answer, and the answer; the phrases are drawn at random."""
-    only = form == "boxes" and draft.kind == "box" and rng.random() < 0.7
+    only = draft.kind == "detect class" or (form == "boxes" and draft.kind == "box" and rng.random() < 0.7)
     hint = _hint(task, draft.kind, form, only)
     parts = cut(one(phrases.questions[draft.kind], rng), draft.fields, [(box, None) for box in draft.asked], phrases)
     question = _merged((*parts, TextPart(phrases.space + one(phrases.hints[hint], rng))))
@@ -79,13 +82,18 @@ def worded(task: str, draft: Draft, scene: Picture, phrases: Phrases, form: str,
     marked = [(o.box, o.name(phrases.language)) for o in targets]
     if draft.answers == "caption":
         answer = cut(phrases.answers["caption", form], {"things": _things(scene, phrases, form)}, marked, phrases)
-    elif only and draft.answers == "box":
+    elif draft.answers == "detect":
+        items = [phrases.answers["detect item", form].format(name=name, box=BOX) for _, name in marked]
+        answer = cut("{things}", {"things": phrases.separator.join(items)}, marked, phrases)
+    elif only and draft.targets:
         answer = cut("{boxes}", {"boxes": phrases.space.join([BOX] * len(marked))}, marked, phrases)
     else:
         template = phrases.answers[draft.answers, "boxes only" if only else form]
         answer = cut(template, draft.fields, marked, phrases)
     options = draft.options if form == "short" else ()
-    return Question(task, phrases.language, form, question, answer, draft.short, options, draft.kind, draft.targets)
+    return Question(
+        task, phrases.language, form, question, answer, draft.short, options, draft.kind, draft.targets, draft.category
+    )
 
 
 def _hint(task: str, kind: str, form: str, only: bool) -> str:
@@ -95,6 +103,8 @@ def _hint(task: str, kind: str, form: str, only: bool) -> str:
         return "boxes only"
     if form == "boxes" and kind in ("place", "box"):
         return "sentence with boxes"
+    if kind == "detect":
+        return "names and boxes"
     return {"presence": "yes or no", "caption": "briefly"}.get(task, form) if form == "short" else form
 
 

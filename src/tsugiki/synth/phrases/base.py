@@ -59,13 +59,15 @@ class Phrases:
     """Cell -> how a sentence says it."""
     hints: Mapping[str, tuple[str, ...]]
     """What follows a question and states the answer's form. The first is the words that `chat(detail=)` uses. Keys:
-    FORMS; "boxes only" and "sentence with boxes" where the same question could be answered in both ways; "yes or
-    no"."""
+    FORMS; "boxes only" and "sentence with boxes" where the same question could be answered in both ways; "names and
+    boxes" for lists; "yes or no"."""
     questions: Mapping[str, tuple[str, ...]]
     answers: Mapping[tuple[str, str], str]
     """(what is asked, form) -> template."""
     space: str
     """Between a question and its hint, and between boxes."""
+    separator: str
+    """Between the items of a list of names and boxes."""
     join: Callable[[Sequence[str]], str]
     """A list: "a, b and c"."""
     fields: Callable[[str, int], Mapping[str, str]]
