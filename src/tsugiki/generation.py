@@ -84,6 +84,8 @@ class SeeingGeneration(GenerationMixin):
         cache = inputs.get(CACHE)
         past = int(cache.get_seq_length()) if cache is not None else 0
         given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+        if inputs.get("image_index") is not None and inputs.get("visual") is not None:
+            inputs["pictured"] = (inputs["image_index"] >= 0).any(1)  # read while all of the prompt is here
         for name, value in (("token_kind", TEXT), ("image_index", -1)):
             if inputs.get(name) is not None:
                 own = inputs[name][:, past : past + given.shape[1]]

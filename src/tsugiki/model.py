@@ -24,8 +24,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
-from tsugiki.decoder import DecoderSpec
-from tsugiki.errors import PromptError, UnknownNameError
+from tsugiki.decoder import DecoderSpec, is_peft, unwrapped
+from tsugiki.errors import PromptError, UnknownNameError, UnsupportedError
 from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders, text_kinds
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft, refuse_unregistered
@@ -70,7 +70,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         self.tokenizer = tokenizer
         self.base_identity: dict[str, Any] = dict(config.base_identity or {})
         self._removers: list[Callable[[], None]] = []
-        self._llm_keywords = set(inspect.signature(llm.forward).parameters)
+        self._llm_keywords = set(inspect.signature(self.decoder.llm.forward).parameters)
         self.all_tied_weights_keys: dict[str, str] = {}
         self._trained_llm = config.llm_trained
         self.freeze_llm(not config.llm_trained)
@@ -125,7 +125,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
     def generation_config(self, value: GenerationConfig) -> None:
         llm = self.__dict__.get("_modules", {}).get("language_model")
         if llm is not None:
-            llm.generation_config = value
+            unwrapped(llm).generation_config = value  # type: ignore[assignment]
 
     @property
     def processor(self) -> Any:
@@ -193,7 +193,17 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         return cast(PreTrainedModel, self.language_model)
 
     def freeze_llm(self, frozen: bool = True) -> None:
-        """Freeze the LLM (the default), or let it train; a trained LLM makes the guarantee `bounded`."""
+        """Freeze the LLM (the default), or let it train; a trained LLM makes the guarantee `bounded`.
+
+        Raises:
+            UnsupportedError: a PeftModel is to train: what is saved would lack its adapter.
+        """
+        if not frozen and is_peft(self.language_model):
+            raise UnsupportedError(
+                "the base is a PeftModel, which stays as it was handed over",
+                expected="a plain LLM, to train it",
+                fix="Attach to peft_model.merge_and_unload() instead.",
+            )
         self.language_model.requires_grad_(not frozen)
         self._trained_llm = self._trained_llm or not frozen
         self.config.llm_trained = self._trained_llm
@@ -277,6 +287,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         num_items_in_batch: Tensor | int | None = None,
         mm_token_type_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        pictured: Tensor | None = None,
         **kwargs: Any,
     ) -> TsugikiOutput:
         """One forward.
@@ -289,6 +300,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
             cache, past_key_values: two names of the same.
             mm_token_type_ids: ignored, for callers that derive it from a processor of transformers.
+            pictured: bool [B], rows whose image stands in a later part of the prompt, where a batch is read in parts
+                and a graft acts before the image too; `generate` says it itself.
 
         Raises:
             PromptError: placeholders and visual tokens do not match, or image positions without an image.
@@ -323,7 +336,9 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         context_visual, images = _with_past(cache, visual, images)
         if position_ids is None and "position_ids" in self._llm_keywords:
             position_ids = _positions(attention_mask, shape[1])
-        context = _context.build(kinds, images, context_visual, position_ids=position_ids, cache=cache, keep=keep)
+        context = _context.build(
+            kinds, images, context_visual, position_ids=position_ids, cache=cache, keep=keep, pictured=pictured
+        )
         common |= {"input_ids": self._safe(input_ids), "position_ids": position_ids, CACHE: cache}
         common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, KEYWORD: context}
         with _context.running(context):
@@ -341,7 +356,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             return past
         cache = TsugikiCache(past)
         length = int(past.get_seq_length())
-        if length and self.on_text:
+        if length and (self.on_text or not all(cast(Graft, g).prefix_exact for g in self.grafts)):
             raise PromptError(
                 "this cache was computed without the grafts, which act on text too",
                 expected="a cache that this model returned",
