@@ -300,8 +300,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
             cache, past_key_values: two names of the same.
             mm_token_type_ids: ignored, for callers that derive it from a processor of transformers.
-            pictured: bool [B], rows whose image stands in a later part of the prompt, where a batch is read in parts
-                and a graft acts before the image too; `generate` says it itself.
+            pictured: bool [B], rows whose image stands in a later part of the prompt, where it is read in parts and a
+                graft acts before the image too; `generate` says it itself.
 
         Raises:
             PromptError: placeholders and visual tokens do not match, or image positions without an image.

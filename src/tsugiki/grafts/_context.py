@@ -42,7 +42,7 @@ class Context:
     text_from: int = 0  # the first place at which any row has text after an image; S = nowhere
     cache: TsugikiCache | None = None
     branch: str = "image"
-    pictured: Tensor | None = None  # bool [B], rows whose request has an image, also one that is still to come
+    pictured: Tensor | None = None  # bool [B], rows that have an image, or will have one in a later part of the prompt
     keep: Tensor | None = None  # int64 [L], positions of the flattened [B * T] that the head has to score; None = all
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What one site of a graft leaves for another within this forward, under names that begin with the graft's."""
@@ -228,7 +228,7 @@ def build(
         image_index: int64 [B, T] into `visual`, -1 for none.
         visual: all images so far, [N, M, D]; None for a text request.
         position_ids: int64 [B, T] or [1, T]; counted from the kinds where they are not given.
-        pictured: bool [B], rows whose image stands in a later part of the prompt; the only row of a request needs none.
+        pictured: bool [B], rows whose image stands in a later part of the prompt, where it is read in parts.
 
     Raises:
         PromptError: the image placeholders and the visual tokens differ in number.
@@ -271,7 +271,7 @@ def build(
     visible = (start[:, None, :] <= places[None, :, None]) & (row_images >= 0)[:, None, :]  # [B, T, K]
     offsets = _offsets(kinds, images, first, visual.per_image)[:, -new:]
     here = (row_images >= 0).any(1)
-    pictured = here | (pictured if pictured is not None else len(kinds) == 1)
+    pictured = here if pictured is None else here | pictured
     return replace(whole, image_offset=offsets, row_images=row_images, visible=visible, pictured=pictured)
 
 

@@ -99,10 +99,10 @@ class Graft(Base):
         config, depth = self.config, len(decoder.layers)
         if isinstance(config.rank, bool) or not isinstance(config.rank, int) or config.rank < 1:
             raise InputError(f"rank = {config.rank!r}", expected="a number, at least 1", where="lora.rank")
-        for name, value, least, below in (("alpha", config.alpha, None, None), ("dropout", config.dropout, 0, 1)):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or (least is not None and not least <= value < below):
-                expected = "a number" if least is None else f"a number from {least} to below {below}"
+        for name, value, below in (("alpha", config.alpha, math.inf), ("dropout", config.dropout, 1)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < below:
+                expected = "a number from 0" + (" to below 1" if below == 1 else "")
                 raise InputError(f"{name} = {value!r}", expected=expected, where=f"lora.{name}")
         layers = range(depth) if config.layers is None else config.layers
         listed = isinstance(layers, Sequence) and all(isinstance(i, int) and 0 <= i < depth for i in layers)
@@ -111,7 +111,8 @@ class Graft(Base):
                 f"layers = {config.layers!r}", expected=f"different numbers from 0 to {depth - 1}", where="lora.layers"
             )
         targets = config.targets
-        if targets is not None and (isinstance(targets, str) or not targets):
+        named = isinstance(targets, tuple | list) and targets and all(isinstance(t, str) for t in targets)
+        if targets is not None and not named:
             raise InputError(f"targets = {targets!r}", expected="a list of names, or None", where="lora.targets")
         chosen(config, decoder)
 
@@ -180,14 +181,10 @@ def chosen(config: Config, decoder: DecoderSpec) -> list[tuple[int, str, nn.Modu
 
     Raises:
         UnknownNameError: no linear module of the layers has a target's name.
-        UnsupportedError: no linear module is found.
+        InputError: the layers have none of that kind.
     """
     names = {id(m): n for n, m in decoder.llm.named_modules()}
     everywhere = [(b.index, p, m) for b in decoder.blocks for p, m in linear_modules(b).items()]
-    if not everywhere:
-        raise UnsupportedError(
-            f"{decoder.name} has no linear module in its layers", fix="Use the projector or cross_attention graft."
-        )
     for target in config.targets or ():
         if not any(_named(names[id(m)], target) for _, _, m in everywhere):
             known = {p.rpartition(".")[2] for _, p, _ in everywhere}
@@ -200,14 +197,13 @@ def chosen(config: Config, decoder: DecoderSpec) -> list[tuple[int, str, nn.Modu
             return any(_named(names[id(module)], t) for t in config.targets)
         return _of_attention_or_ffn(decoder.blocks[index], path)
 
-    found = [place for place in everywhere if wanted(*place)]
-    if not found:
-        raise InputError(
-            f"targets = {config.targets!r} in layers = {config.layers!r}: no linear module",
-            expected="names of modules of these layers",
-            where="lora.targets",
-        )
-    return found
+    if found := [place for place in everywhere if wanted(*place)]:
+        return found
+    raise InputError(
+        f"targets = {config.targets!r} in layers = {config.layers!r}: no linear module of {decoder.name}",
+        expected="names of modules of these layers",
+        where="lora.targets",
+    )
 
 
 def _of_attention_or_ffn(block: Block, path: str) -> bool:
