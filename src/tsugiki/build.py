@@ -140,7 +140,7 @@ def build(
         placeholder_id=placeholder(tokenizer, decoder.vocabulary),
         llm_trained=llm_trained,
     )
-    parts = [grafts.load(n).Graft(c, decoder) for n, c in zip(names, configs, strict=True)]
+    parts = _made(names, configs, decoder)
     _follow(parts, llm)
     frontend.projector.to(llm.device)
     return TsugikiForConditionalGeneration(config, llm, frontend, parts, tokenizer)
@@ -160,7 +160,8 @@ def _stack(
             fix=f"It has {', '.join(present)}.",
             where="attach",
         )
-    parts = [grafts.load(n).Graft(c, model.decoder) for n, c in zip(names, configs, strict=True)]
+    with model.detached():  # a graft that copies layers must not copy the hooks of others with them
+        parts = _made(names, configs, model.decoder)
     _follow(parts, model.language_model)
     for part in parts:
         part.attach(model.decoder)
@@ -173,6 +174,15 @@ def _stack(
     model.config.grafts = [*(model.config.grafts or []), *(_saved(n, c) for n, c in zip(names, configs, strict=True))]
     model.train(False)
     return model
+
+
+def _made(names: Sequence[str], configs: Sequence[Any], decoder: DecoderSpec) -> list[Graft]:
+    """New grafts in their order; each sees the layers that those before it insert."""
+    parts: list[Graft] = []
+    for name, config in zip(names, configs, strict=True):
+        parts.append(grafts.load(name).Graft(config, decoder))
+        decoder.inserted += parts[-1].added_layers()
+    return parts
 
 
 def _asset(llm: PreTrainedModel) -> dict[str, str]:

@@ -24,6 +24,7 @@ def chat(
     history: Sequence[Message] = (),
     detail: str = "full",
     stream: bool = False,
+    branch: str | None = None,
     **options: Any,
 ) -> str | Iterator[str]:
     """Answer `text`, about `images` if there are any.
@@ -35,6 +36,8 @@ def chat(
         history: earlier turns; add the returned answer as `Message.of("assistant", answer)`.
         detail: "short", "full" or "boxes".
         stream: return an iterator over pieces of text.
+        branch: the path through the grafts, "grounding" for places. None: the model decides where one of its grafts
+            does; else "grounding" where `detail` asks for boxes.
         options: for `generate`, such as max_new_tokens, do_sample, num_beams.
 
     Raises:
@@ -44,7 +47,9 @@ def chat(
     pictured = bool(images) or any(isinstance(p, ImagePart) for m in history for p in m.parts)
     asked = instruct(text, detail) if pictured else text
     messages = (*history, Message.of("user", asked, tuple(images)))
-    inputs = model.processor.encode(messages, add_generation_prompt=True)
+    if branch is None and detail == "boxes" and not model.chooses_branch:
+        branch = "grounding"
+    inputs = model.processor.encode(messages, add_generation_prompt=True, branch=branch)
     inputs = {k: v.to(model.device) for k, v in inputs.items()}
     own = model.generation_config
     limited = {"max_new_tokens", "max_length", "generation_config"} & set(options)

@@ -28,6 +28,8 @@ class Block:
     layer: nn.Module
     attention: nn.Module
     ffn: nn.Module | None
+    after: int | None = None
+    """Index of the LLM's layer that it follows, where a graft has inserted it."""
 
     def child(self, name: str) -> nn.Module:
         """A direct child of the layer."""
@@ -56,7 +58,9 @@ class DecoderSpec:
         self.embed: Any = llm.get_input_embeddings()  # type: ignore[operator]
         self.head: Any = llm.get_output_embeddings()  # type: ignore[operator]
         self.layers = self._find_layers()
-        self.blocks = tuple(self._block(i, layer) for i, layer in enumerate(self.layers))
+        self.blocks = tuple(self.block(i, layer) for i, layer in enumerate(self.layers))
+        self.inserted: tuple[Block, ...] = ()
+        """Layers that grafts have added; the LLM does not know of them."""
         self.hidden_size = int(self.config.hidden_size)
         self.vocabulary, self.embedding_size = (int(n) for n in self.embed.weight.shape)
 
@@ -74,7 +78,12 @@ class DecoderSpec:
             )
         return outer[0]
 
-    def _block(self, index: int, layer: nn.Module) -> Block:
+    def block(self, index: int, layer: nn.Module, after: int | None = None) -> Block:
+        """A layer of this LLM's class, and its parts.
+
+        Raises:
+            UnsupportedError: its attention can't be told apart.
+        """
         attention = [m for m in layer.children() if hasattr(m, "layer_idx") and _matrices(m) >= 2]
         if len(attention) != 1:
             raise UnsupportedError(
@@ -84,7 +93,12 @@ class DecoderSpec:
             )
         ffn = [m for m in layer.children() if m is not attention[0] and _matrices(m) >= 2]
         ffn = [m for m in ffn if not hasattr(m, "base_layer")]  # PEFT's wrapper of a single matrix
-        return Block(index, layer, attention[0], ffn[0] if len(ffn) == 1 else None)
+        return Block(index, layer, attention[0], ffn[0] if len(ffn) == 1 else None, after)
+
+    @property
+    def inserted_places(self) -> list[tuple[int, int]]:
+        """(index, index of the LLM's layer that it follows) of each inserted layer, in order of the first."""
+        return sorted({(b.index, b.after) for b in self.inserted if b.after is not None})
 
     @property
     def body(self) -> nn.Module:

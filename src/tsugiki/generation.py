@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
+from tsugiki import branches
 from tsugiki.configuration import CACHE
 from tsugiki.errors import PromptError
 from tsugiki.grafts._context import TsugikiCache
@@ -51,14 +53,22 @@ class SeeingGeneration(GenerationMixin):
                     kwargs["token_kind"] = text_kinds(kwargs["attention_mask"], ids.shape, ids.device)
                     kwargs["image_index"] = torch.full_like(ids, -1)
                 return parent.generate(ids, *args, **kwargs)
-            kwargs.pop("token_kind", None)
-            for name in ("image_index", "mm_token_type_ids"):
+            for name in ("token_kind", "image_index", "mm_token_type_ids", "branch", "question"):
                 kwargs.pop(name, None)
             return self.language_model.generate(inputs, *args, **kwargs)
         if with_image and visual is None:
             with torch.no_grad():
                 visual = self.frontend(pixel_values=pixels, features=features)
         ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        branch, question = kwargs.pop("branch", None), kwargs.pop("question", None)
+        if ids is not None and kwargs.get("token_kind") is not None:
+            rows = branches.of_rows(self, kwargs["token_kind"], branch, past, input_ids=ids, question=question)
+            if rows is not None:
+                kwargs["branch"] = rows
+                if len(branches.groups(rows)) > 1:
+                    branches.refuse_cache(past, None)
+                    each = {**kwargs, "visual": visual, "input_ids": ids}
+                    return branches.generate(partial(self.generate, None, *args), each, rows, self._end_id(kwargs))
         if self.placeholder_id < self.decoder.vocabulary:
             # The id is never a word of an answer, whatever else is suppressed.
             config = kwargs.get("generation_config") or self.language_model.generation_config
@@ -84,14 +94,19 @@ class SeeingGeneration(GenerationMixin):
         cache = inputs.get(CACHE)
         past = int(cache.get_seq_length()) if cache is not None else 0
         given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-        if inputs.get("image_index") is not None and inputs.get("visual") is not None:
-            inputs["pictured"] = (inputs["image_index"] >= 0).any(1)  # read while all of the prompt is here
         for name, value in (("token_kind", TEXT), ("image_index", -1)):
             if inputs.get(name) is not None:
                 own = inputs[name][:, past : past + given.shape[1]]
                 missing = given.shape[1] - own.shape[1]  # candidates of assisted decoding are text
                 inputs[name] = torch.nn.functional.pad(own, (0, missing), value=value)
         return inputs
+
+    def _end_id(self, kwargs: Mapping[str, Any]) -> int:
+        """What `generate` writes behind an answer that is shorter than others."""
+        config = kwargs.get("generation_config") or self.language_model.generation_config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        found = kwargs.get("pad_token_id", config.pad_token_id)
+        return int(next(i for i in (found, *ends, 0) if i is not None))
 
     def _inferred_mask(self, ids: Tensor, config: Any) -> Tensor:
         """As transformers infers it: padding is the pad token, unless that also ends answers."""

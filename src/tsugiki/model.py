@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, Generati
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tsugiki import branches
 from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
 from tsugiki.decoder import DecoderSpec, is_peft, unwrapped
 from tsugiki.errors import PromptError, UnknownNameError, UnsupportedError
@@ -67,6 +68,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         self.frontend = frontend
         self.grafts = nn.ModuleList(grafts)
         self.decoder = DecoderSpec(llm)
+        self.decoder.inserted = tuple(b for g in grafts for b in g.added_layers())
         self.tokenizer = tokenizer
         self.base_identity: dict[str, Any] = dict(config.base_identity or {})
         self._removers: list[Callable[[], None]] = []
@@ -108,12 +110,27 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
 
     @property
     def prefix_exact(self) -> bool:
-        return self.guarantee == "exact" and all(cast(Graft, g).prefix_exact for g in self.grafts)
+        return self.guarantee == "exact" and self.keeps_prefix
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether text before the first image is the same on every path: its keys and values may be shared."""
+        return all(cast(Graft, g).prefix_exact for g in self.grafts)
 
     @property
     def on_text(self) -> bool:
         """Whether any graft also acts on requests without an image."""
         return any(cast(Graft, g).on_text for g in self.grafts)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The paths through the grafts that a row with an image may take."""
+        return tuple(dict.fromkeys(("image", *(b for g in self.grafts for b in cast(Graft, g).branches))))
+
+    @property
+    def chooses_branch(self) -> bool:
+        """Whether a graft decides on the branch of requests that name none."""
+        return any(cast(Graft, g).chooses_branch for g in self.grafts)
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -285,9 +302,10 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        branch: Tensor | str | None = None,
+        question: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
-        pictured: Tensor | None = None,
         **kwargs: Any,
     ) -> TsugikiOutput:
         """One forward.
@@ -299,12 +317,15 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             pixel_values: float [N, 3, S, S]; or `vision_features` [N, P, V], the tower's cached output; or `visual`.
             labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
             cache, past_key_values: two names of the same.
+            branch: int64 [B], numbers of `types.BRANCHES`, or one name: the path of each row through the grafts. None:
+                the cache's, or what a graft decides by `question`, else "image". Rows of several branches run apart.
+            question: int64 [B, T], 1 at the words of the last user turn.
             mm_token_type_ids: ignored, for callers that derive it from a processor of transformers.
-            pictured: bool [B], rows whose image stands in a later part of the prompt, where it is read in parts and a
-                graft acts before the image too; `generate` says it itself.
 
         Raises:
-            PromptError: placeholders and visual tokens do not match, or image positions without an image.
+            PromptError: placeholders and visual tokens do not match, image positions without an image, or a cache for
+                rows of several branches or of another one.
+            UnknownNameError: no such branch.
         """
         keep = None if labels is None else _label_positions(labels)
         if visual is None and (pixel_values is not None or vision_features is not None):
@@ -327,17 +348,36 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         device = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).device
         kinds = token_kind if token_kind is not None else text_kinds(attention_mask, shape, device)
         images = image_index if image_index is not None else torch.full(shape, -1, device=device)
+        asked = use_cache
         if use_cache is None:
             use_cache = labels is None and not self.training and bool(self.language_model.config.use_cache)
+        rows, name = branches.of_rows(self, kinds, branch, past, input_ids=input_ids, question=question), "image"
+        if rows is not None and with_image:
+            if len(found := branches.groups(rows)) > 1:
+                branches.refuse_cache(past, asked)
+                common |= {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "visual": visual}
+                common |= {"token_kind": kinds, "image_index": images, "branch": rows, "use_cache": False}
+                common["logits_to_keep"] = logits_to_keep
+                return branches.forward(self.forward, common, rows, num_items_in_batch)
+            name = found[0][0]
         recomputed = torch.is_grad_enabled() and any(
             m.training and getattr(m, "gradient_checkpointing", False) for m in self.decoder.layers
         )
-        cache = None if recomputed else self._cache(past, use_cache, attention_mask, shape, device)
+        cache = None if recomputed else self._cache(past, use_cache, attention_mask, shape, device, name)
+        if cache is not None and rows is not None:
+            cache.take_rows(rows != branches.TEXT_ROW, prefix_exact=self.keeps_prefix)
         context_visual, images = _with_past(cache, visual, images)
         if position_ids is None and "position_ids" in self._llm_keywords:
             position_ids = _positions(attention_mask, shape[1])
         context = _context.build(
-            kinds, images, context_visual, position_ids=position_ids, cache=cache, keep=keep, pictured=pictured
+            kinds,
+            images,
+            context_visual,
+            position_ids=position_ids,
+            cache=cache,
+            keep=keep,
+            branch=name,
+            rows=None if rows is None else rows != branches.TEXT_ROW,
         )
         common |= {"input_ids": self._safe(input_ids), "position_ids": position_ids, CACHE: cache}
         common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, KEYWORD: context}
@@ -346,7 +386,13 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         return self._scored(output, labels, keep, num_items_in_batch)
 
     def _cache(
-        self, past: Cache | None, use_cache: bool, mask: Tensor | None, shape: Sequence[int], device: torch.device
+        self,
+        past: Cache | None,
+        use_cache: bool,
+        mask: Tensor | None,
+        shape: Sequence[int],
+        device: torch.device,
+        branch: str,
     ) -> TsugikiCache | None:
         if past is None and not use_cache:
             return None
@@ -354,14 +400,14 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             past = DynamicCache(config=self.language_model.config)
         if isinstance(past, TsugikiCache):
             return past
-        cache = TsugikiCache(past)
         length = int(past.get_seq_length())
-        if length and (self.on_text or not all(cast(Graft, g).prefix_exact for g in self.grafts)):
+        if length and (self.on_text or not self.keeps_prefix):
             raise PromptError(
-                "this cache was computed without the grafts, which act on text too",
+                "this cache was computed without the grafts, which act on text before an image too",
                 expected="a cache that this model returned",
                 fix="Encode the conversation again from its start.",
             )
+        cache = TsugikiCache(past, branch=branch, inserted=self.decoder.inserted_places)
         if length:  # a conversation that began without an image
             past_mask = mask[:, :length] if mask is not None and mask.dim() == 2 else None
             text = text_kinds(past_mask, (shape[0], length), device)
@@ -412,12 +458,13 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         history: Sequence[Message] = (),
         detail: str = "full",
         stream: bool = False,
+        branch: str | None = None,
         **options: Any,
     ) -> Any:
         """Answer one turn; see `tsugiki.chat.chat`."""
         from tsugiki.chat import chat
 
-        return chat(self, text, images, history=history, detail=detail, stream=stream, **options)
+        return chat(self, text, images, history=history, detail=detail, stream=stream, branch=branch, **options)
 
     def encode_samples(self, samples: Sequence[Sample], **options: Any) -> Any:
         """Samples to a Batch of this model; see `tsugiki.processor.encode_samples`."""

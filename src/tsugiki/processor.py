@@ -48,6 +48,8 @@ class TsugikiProcessor(ProcessorMixin):
         placeholder_id: int,
         image_kind: int,
         max_length: int | None,
+        branches: Sequence[str] = ("image",),
+        question: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.transform = transform
@@ -55,6 +57,7 @@ class TsugikiProcessor(ProcessorMixin):
         self.image_token_id = placeholder_id
         self.image_kind = image_kind
         self.max_length = max_length
+        self.branches, self.question = tuple(branches), question
         self.chat_template = getattr(tokenizer, "chat_template", None)
 
     @classmethod
@@ -67,6 +70,8 @@ class TsugikiProcessor(ProcessorMixin):
             placeholder_id=model.placeholder_id,
             image_kind=IMAGE if model.splices else TAG,
             max_length=getattr(model.language_model.config, "max_position_embeddings", None),
+            branches=model.branches,
+            question=model.chooses_branch,
         )
 
     @classmethod
@@ -96,6 +101,8 @@ class TsugikiProcessor(ProcessorMixin):
             placeholder_id=settings["placeholder_id"],
             image_kind=facts["image_kind"],
             max_length=facts["max_length"],
+            branches=facts.get("branches", ("image",)),
+            question=facts.get("question", False),
         )
 
     def facts(self, tower: Any) -> dict[str, Any]:
@@ -107,6 +114,8 @@ class TsugikiProcessor(ProcessorMixin):
             "tokens_per_image": self.tokens_per_image,
             "image_kind": self.image_kind,
             "max_length": self.max_length,
+            "branches": list(self.branches),
+            "question": self.question,
         }
 
     def collator(self, features: Callable[[Any], Tensor] | None = None, **options: Any) -> Collator:
@@ -118,17 +127,25 @@ class TsugikiProcessor(ProcessorMixin):
             image_kind=self.image_kind,
             transform=None if features is not None else self.transform,
             features=features,
-            **{"max_length": self.max_length, **options},
+            branches=self.branches,
+            **{"max_length": self.max_length, "question": self.question, **options},
         )
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> dict[str, Tensor]:
+    def encode(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, branch: str | None = None
+    ) -> dict[str, Tensor]:
         """One conversation to inputs of one row.
+
+        Args:
+            branch: the path through the grafts; None leaves it to the model where it decides, else "image".
 
         Raises:
             PromptError, ImageError: see `data.prompt.encode` and `data.images.open_image`.
+            UnknownNameError: no such branch.
         """
-        sample = Sample(id="request", messages=tuple(messages))
-        collate = self.collator(labels=False, add_generation_prompt=add_generation_prompt)
+        sample = Sample(id="request", messages=tuple(messages), meta={} if branch is None else {"branch": branch})
+        decides = self.question and branch is None
+        collate = self.collator(labels=False, add_generation_prompt=add_generation_prompt, question=decides)
         batch: Batch = collate([sample])
         return batch.inputs()
 

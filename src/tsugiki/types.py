@@ -33,6 +33,15 @@ def register_token_kind(name: str) -> int:
     return TOKEN_KINDS[name]
 
 
+# Branches are an open registry too: a row of a batch takes one path through the grafts, its number in `branch [B]`.
+BRANCHES: dict[str, int] = {"text": 0, "image": 1, "grounding": 2}
+
+
+def register_branch(name: str) -> int:
+    """Return the number of the branch `name`, a new one if it is unknown."""
+    return BRANCHES.setdefault(name, max(BRANCHES.values()) + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A rectangle in pixels of the original image, xyxy."""
@@ -161,6 +170,8 @@ class Batch:
     labels: Tensor | None = None  # int64 [B, T], -100 = no loss
     pixel_values: Tensor | None = None  # float [N, 3, S, S], live pictures
     vision_features: Tensor | None = None  # float [N, P, V], cached tower outputs instead of pixels
+    branch: Tensor | None = None  # int64 [B], see BRANCHES; None = the model has but one for pictures, or decides
+    question: Tensor | None = None  # int64 [B, T], 1 at the last user turn's own words; made where a graft reads them
 
     def inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of the model's forward."""

@@ -104,7 +104,7 @@ def test_every_help_has_an_example_that_parses(run: Run, path: list[str]) -> Non
 def test_the_commands() -> None:
     there = {" ".join(path) for path in commands()}
     assert there >= {"fit", "train", "eval", "predict", "verify", "chat", "data check", "data convert", "demo", "mix"}
-    assert there >= {"assets list", "assets fetch", "assets verify", "synth scenes", "methods"}
+    assert there >= {"assets list", "assets fetch", "assets verify", "synth scenes", "synth defects", "methods"}
 
 
 def test_without_a_command(run: Run) -> None:
@@ -249,12 +249,39 @@ def test_data_convert(run: Run, tmp_path: Path) -> None:
         assert says in result.stderr
 
 
+def test_every_format_is_in_the_help(run: Run) -> None:
+    import tsugiki.data.convert
+
+    files = Path(tsugiki.data.convert.__file__).parent.glob("[a-z]*.py")
+    told = run("data", "convert", "--help").stdout
+    assert all(file.stem in told for file in files)
+
+
 def test_synth_scenes(run: Run, fake: Callable[[str, Any], Call]) -> None:
     generate = fake("tsugiki.synth.scenes.generate", [1, 2, 3])
     result = run("synth", "scenes", 3, "--split", "test", "--seed", 5, "--language", "ja", "-o", "made")
     assert result.stdout == "made/samples.jsonl: 3 samples\n"
     given = generate.given
     assert (given["n"], given["split"], given["seed"], given["languages"]) == (3, "test", 5, ("ja",))
+
+
+def test_synth_defects(run: Run, fake: Callable[[str, Any], Call]) -> None:
+    generate = fake("tsugiki.synth.defects.generate", [1, 2, 3])
+    options = ("--photos", "nominal", "--kind", "hole", "--kind", "stain", "--extent", "large", "--negatives", 0.5)
+    result = run("synth", "defects", 3, *options, "-o", "made")
+    assert result.stdout == "made/samples.jsonl: 3 samples\n"
+    given = generate.given
+    assert (given["n"], given["photos"], given["split"], given["negatives"]) == (3, Path("nominal"), "train", 0.5)
+    assert (given["types"], given["sizes"], given["languages"]) == (("hole", "stain"), ["large"], ("en", "ja"))
+
+
+def test_synth_defects_with_a_folder_that_holds_no_photograph(run: Run, tmp_path: Path) -> None:
+    result = run("synth", "defects", 3, "--photos", "nowhere", "-o", "made")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: nowhere: no such folder; expected a folder of photographs without a defect. Correct the path.\n"
+    )
+    assert not (tmp_path / "made").exists()
 
 
 # --- training ---

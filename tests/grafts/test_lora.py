@@ -20,6 +20,7 @@ import tsugiki
 from tsugiki.errors import StoreError, TsugikiError, UnknownNameError, UnsupportedError
 from tsugiki.grafts import lora
 from tsugiki.testing import TinyTower, tiny_llm, tiny_model, tiny_tokenizer
+from tsugiki.types import BRANCHES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
 PARTS: dict[str, Any] = {"vision": TinyTower(), "tokenizer": tiny_tokenizer()}
@@ -148,7 +149,7 @@ def test_a_batch_read_in_parts_is_told_whose_picture_comes() -> None:
     for start, end in ((0, 4), (4, whole.shape[1])):
         piece = {k: inputs[k][:, start:end] for k in ("input_ids", "token_kind", "image_index")}
         mask = inputs["attention_mask"][:, :end]
-        options = {"visual": visual, "cache": cache, "use_cache": True, "pictured": torch.tensor([True, True])}
+        options = {"visual": visual, "cache": cache, "use_cache": True, "branch": torch.full((2,), BRANCHES["image"])}
         with torch.no_grad():
             out = model(**piece, attention_mask=mask, **options)
         cache, _ = out.cache, parts.append(out.logits)

@@ -5,7 +5,8 @@ import string
 import pytest
 
 from tsugiki.data import detail
-from tsugiki.synth.phrases import LANGUAGES
+from tsugiki.synth.flaws import SEVERITIES, TYPES
+from tsugiki.synth.phrases import DEFECTS, LANGUAGES
 from tsugiki.synth.phrases.base import BOX, CELLS, FORMS, Phrases
 from tsugiki.synth.phrases.en import article, join, plural
 from tsugiki.synth.pictograms import COLOURS, table
@@ -95,3 +96,19 @@ def test_lists_of_things() -> None:
         "緑の犬",
         "二つの犬",
     ]
+
+
+@pytest.mark.parametrize("phrases", DEFECTS.values(), ids=DEFECTS)
+def test_a_language_is_complete_about_defects(phrases: Phrases) -> None:
+    english = DEFECTS["en"]
+    assert DEFECTS.keys() == LANGUAGES.keys()
+    assert phrases.answers.keys() == english.answers.keys()
+    assert phrases.questions.keys() == english.questions.keys()
+    assert set(phrases.words) == {*TYPES, *SEVERITIES}
+    none = phrases.answers["absent", "short"]
+    assert none == phrases.answers["absent", "boxes only"]
+    assert len({*phrases.words.values(), phrases.object, none}) == len(phrases.words) + 2
+    texts = [t for group in phrases.questions.values() for t in group] + list(phrases.answers.values())
+    wanted = {name for t in texts for _, name, _, _ in string.Formatter().parse(t) if name}
+    for count in (1, 2, 3):
+        assert wanted <= {"severity", "box", "boxes", "things", "thing"} | phrases.fields(phrases.object, count).keys()

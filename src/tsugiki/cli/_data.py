@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from tsugiki.cli._app import Base, app, complain, counting, example, keywords, show
+from tsugiki.data import convert as formats
 from tsugiki.errors import UnknownNameError
 
 data = typer.Typer(no_args_is_help=True, help="Check and convert training data.")
@@ -15,6 +17,9 @@ synth = typer.Typer(no_args_is_help=True, help="Make training data.")
 app.add_typer(data, name="data", epilog=example("tsugiki data check train.jsonl"))
 app.add_typer(synth, name="synth", epilog=example("tsugiki synth scenes 100 --out scenes"))
 
+
+FORMATS = sorted(m.name for m in pkgutil.iter_modules(formats.__path__) if not m.name.startswith("_"))
+"""Foreign formats: the files of `tsugiki.data.convert`."""
 
 SHOWN = 20
 """Wrong lines that `check` tells; then only their number."""
@@ -59,7 +64,7 @@ def check(
 
 @data.command(epilog=example("tsugiki data convert coco boxes.json --out train.jsonl images=photos absent=1"))
 def convert(
-    form: Annotated[str, typer.Argument(metavar="FORMAT", help="llava, coco, imagefolder or csv.", show_default=False)],
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.", show_default=False)],
     path: Annotated[Path, typer.Argument(help="The file or folder.", show_default=False)],
     options: Annotated[list[str] | None, typer.Argument(help="key=value of that format.", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write.")] = Path("train.jsonl"),
@@ -67,13 +72,11 @@ def convert(
     """Turn a foreign format into JSONL; wrong entries are told and left out. Exit code 1 if there are any."""
     import importlib
     import inspect
-    import pkgutil
 
-    from tsugiki.data import convert, schema
+    from tsugiki.data import schema
 
-    known = [m.name for m in pkgutil.iter_modules(convert.__path__) if not m.name.startswith("_")]
-    if form not in known:
-        raise UnknownNameError("format", form, known)
+    if form not in FORMATS:
+        raise UnknownNameError("format", form, FORMATS)
     function = importlib.import_module(f"tsugiki.data.convert.{form}").convert
     named = inspect.signature(function).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in named.values())  # checked by the function
@@ -105,5 +108,36 @@ def scenes(
         samples = generate(
             n, out=out, split=split, seed=seed, size=size, languages=languages,
             progress=lambda done, total: tell("scenes", done, total),
+        )  # fmt: skip
+    show(f"{out / 'samples.jsonl'}: {len(samples)} samples")
+
+
+@synth.command(epilog=example("tsugiki synth defects 500 --out defects --photos nominal"))
+def defects(
+    n: Annotated[int, typer.Argument(help="Pictures.", show_default=False, min=1)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new or empty folder.")] = Path("defects"),
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photographs without a defect. Default: the asset fabric.", show_default=False),
+    ] = None,
+    split: Annotated[Literal["train", "test"], typer.Option(help="Other photographs.")] = "train",
+    seed: Annotated[int, typer.Option(help="The same seed makes the same pictures.")] = 0,
+    size: Annotated[int, typer.Option(help="Longer side of a picture in pixels; none is made larger.")] = 224,
+    negatives: Annotated[float, typer.Option(help="Share of pictures without a defect.")] = 0.25,
+    kind: Annotated[list[str] | None, typer.Option(help="scratch, hole, stain, missing thread; default all.")] = None,
+    extent: Annotated[
+        list[str] | None, typer.Option(help="small, medium, large: the classes by longer side; default all.")
+    ] = None,
+    language: Annotated[list[str] | None, typer.Option(help="en, ja; several times for both.")] = None,
+) -> None:
+    """Draw defects on photographs, with questions, answers, exact boxes and masks."""
+    from tsugiki.synth import flaws
+    from tsugiki.synth.defects import generate
+
+    with counting() as tell:
+        samples = generate(
+            n, out=out, photos=photos, split=split, seed=seed, size=size, negatives=negatives,
+            types=tuple(kind or flaws.TYPES), sizes=extent or None, languages=tuple(language or ("en", "ja")),
+            progress=lambda done, total: tell("defects", done, total),
         )  # fmt: skip
     show(f"{out / 'samples.jsonl'}: {len(samples)} samples")

@@ -135,6 +135,18 @@ def number(value: object, where: str) -> float:
     return float(value)
 
 
+def number_in(text: str, where: str) -> float:
+    """The finite number that a text is.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return number(float(text), where)
+    except ValueError:
+        raise DataError(short(text), expected="a finite number", fix="Correct it.", where=where) from None
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """ "Did you mean ...?" or "Choose one of these."."""
     near = difflib.get_close_matches(str(name), list(known), n=1)

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from tsugiki.data.boxes import BoxCodec
+from tsugiki.data.branch import branch_of, number
 from tsugiki.data.images import MAX_PIXELS, image_size, open_image
 from tsugiki.data.prompt import IGNORE, Encoded, encode
 from tsugiki.errors import ImageError, InputError, PromptError
-from tsugiki.types import IMAGE, PAD, Batch, ImageSource, Sample
+from tsugiki.types import BRANCHES, IMAGE, PAD, Batch, ImageSource, Sample
 
 Side = Literal["left", "right"]
 
@@ -29,6 +30,7 @@ class Item:
     encoded: Encoded
     images: tuple[ImageSource, ...] = ()
     where: str = ""
+    branch: str = "image"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Collator:
     max_pixels: int = MAX_PIXELS
     kinds: bool = False
     """Give token kinds also where no row has a picture."""
+    branches: tuple[str, ...] = ()
+    """Those that the model tells apart: with any beside "image", a batch with pictures says which each row takes."""
+    question: bool = False
+    """The model decides on the branch by the question's words: batches mark them and name no branch."""
 
     def __call__(self, samples: Sequence[Sample | Item]) -> Batch:
         """One batch.
@@ -65,14 +71,25 @@ class Collator:
             PromptError: as `prompt.encode`, naming the sample.
             ImageError: a picture can't be read, naming the sample.
         """
-        items = [s if isinstance(s, Item) else Item(self.encode(s), s.images, _where(s)) for s in samples]
+        items = [self.item(s) if isinstance(s, Sample) else s for s in samples]
         batch = pad([i.encoded for i in items], pad_id=self.pad_id, side=self.padding_side, kinds=self.kinds)
         sources = [(source, item.where) for item in items for source in item.images]
         if not sources:
             return batch
+        if len(self.branches) > 1 and not self.question:
+            rows = [number(i.branch, self.branches) if i.images else BRANCHES["text"] for i in items]
+            batch = replace(batch, branch=torch.tensor(rows))
         if self.features is not None:
             return replace(batch, vision_features=torch.stack([self._features(*s) for s in sources]))
         return replace(batch, pixel_values=torch.stack([self._pixels(*s) for s in sources]))
+
+    def item(self, sample: Sample) -> Item:
+        """One sample, encoded.
+
+        Raises:
+            PromptError, UnknownNameError: as `encode` and `branch_of`.
+        """
+        return Item(self.encode(sample), sample.images, _where(sample), branch_of(sample))
 
     def encode(self, sample: Sample) -> Encoded:
         """One sample's tokens; pictures are opened only for their size, and only where there are boxes.
@@ -91,6 +108,7 @@ class Collator:
             sizes=sizes,
             codec=self.codec,
             labels=self.labels,
+            question=self.question,
             add_generation_prompt=self.add_generation_prompt,
             max_length=self.max_length,
             where=where,
@@ -154,6 +172,7 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
         token_kind=rows([e.token_kind for e in encoded], PAD) if told else None,
         image_index=rows(shifted, -1) if told else None,
         labels=rows([e.labels or [] for e in encoded], IGNORE) if encoded[0].labels is not None else None,
+        question=rows([e.question or [] for e in encoded], 0) if any(e.question for e in encoded) else None,
     )
 
 

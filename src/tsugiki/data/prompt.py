@@ -23,6 +23,7 @@ from tsugiki.data._template import (
     text_ids,
 )
 from tsugiki.data.boxes import BoxCodec
+from tsugiki.data.branch import question_span
 from tsugiki.errors import PromptError, UnsupportedError
 from tsugiki.types import IMAGE, TEXT, ImagePart, Message, Segment, TextPart
 
@@ -41,6 +42,8 @@ class Encoded:
     """Number of the sample's picture at image positions, -1 elsewhere."""
     labels: list[int] | None = None
     """The id where there is loss, -100 elsewhere."""
+    question: list[int] | None = None
+    """1 at the words of the last user message, 0 elsewhere."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -81,6 +84,7 @@ def encode(
     sizes: Sequence[tuple[int, int]] = (),
     codec: BoxCodec | None = None,
     labels: bool = False,
+    question: bool = False,
     add_generation_prompt: bool = False,
     max_length: int | None = None,
     where: str = "",
@@ -96,6 +100,7 @@ def encode(
         sizes: (width, height) of every picture, needed where there are boxes.
         codec: writes boxes, relative to the padded square of their picture.
         labels: also give labels: every assistant message and the token that ends its turn.
+        question: also mark the words of the last user message, in a conversation with pictures.
         add_generation_prompt: end with the start of an assistant message.
         max_length: the longest conversation allowed, in tokens.
         where: what an error names.
@@ -120,14 +125,19 @@ def encode(
         if image >= 0:
             tokens += [_Token(placeholder_id, start, end, image)] * tokens_per_image
         else:
-            tokens += _tokenise(tokenizer, text[start:end], start, offsets=labels)
+            tokens += _tokenise(tokenizer, text[start:end], start, offsets=labels or question)
     _check_length(len(tokens), count, max_length, where)
     return Encoded(
         input_ids=[t.id for t in tokens],
         token_kind=[TEXT if t.image < 0 else image_kind for t in tokens],
         image_index=[t.image for t in tokens],
         labels=_labels(tokens, text, spans, special_ids(tokenizer)) if labels else None,
+        question=_question(tokens, *question_span(text, plain)) if question and count else None,
     )
+
+
+def _question(tokens: Sequence[_Token], start: int, end: int) -> list[int]:
+    return [int(t.image < 0 and t.start < end and t.end > start) for t in tokens]
 
 
 def _sentinels(messages: Sequence[Message], count: int) -> list[str]:

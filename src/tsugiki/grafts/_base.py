@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeGuard
@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, TypeGuard
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tsugiki.decoder import DecoderSpec
+from tsugiki.decoder import Block, DecoderSpec
 from tsugiki.errors import UnknownNameError, UnsupportedError
 from tsugiki.grafts._context import KEYWORD, Context, current
 from tsugiki.types import Guarantee, How
@@ -47,6 +47,9 @@ class Site:
     name: str = ""
     on_text: bool = False
     """Whether the site runs on requests without an image too: then the graft's guarantee is `bounded`."""
+    again: bool = False
+    """Of an `after` site: its function is f(y, x, context, again), and again(module, y) runs another module with all
+    else that this one was given (masks, positions, cache)."""
 
 
 class Graft(nn.Module):
@@ -89,6 +92,31 @@ class Graft(nn.Module):
         """Whether the graft also acts on requests without an image."""
         return False
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that it tells apart beside "image"; a row of a request takes one."""
+        return ()
+
+    @property
+    def chooses_branch(self) -> bool:
+        """Whether `choose_branch` decides for requests that name no branch."""
+        return False
+
+    def choose_branch(self, question: Tensor) -> Tensor:
+        """The branch of each request that names none, before its forward.
+
+        Args:
+            question: float [B, D], mean word embedding of the last user turn.
+
+        Returns:
+            int64 [B], numbers of `BRANCHES`.
+        """
+        raise NotImplementedError("abstract")
+
+    def added_layers(self) -> tuple[Block, ...]:
+        """Decoder layers that it adds to the LLM's; a graft behind it may act inside them."""
+        return ()
+
     def adjusted(self, decoder: DecoderSpec, **changes: Any) -> Any:
         """The config with settings changed that alter no shape.
 
@@ -108,9 +136,21 @@ class Graft(nn.Module):
         finally:
             self.config = before
 
+    def begin_stage(self, changes: Mapping[str, Any], trained: Sequence[str]) -> None:
+        """Called once when a stage of a recipe begins, and not when it is continued.
+
+        Args:
+            changes: what the stage sets of its settings.
+            trained: those of its parts that train in the stage, all where it trains as a whole.
+        """
+
     def teaches_text(self, parts: Sequence[str]) -> bool:
         """Whether training the named parts of it (all of it if none is named) has a gradient on text alone."""
         return False
+
+    def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
+        """Branches of the samples that give its named parts (all where none is named) a gradient; None = any."""
+        return None
 
     def idle_parts(self) -> list[str]:
         """Those of its parts that have no gradient under its present settings."""
@@ -194,9 +234,15 @@ def _after(site: Site) -> Callable[[], None]:
         context = kwargs.get(KEYWORD) or current()
         if not _active(context, site.on_text):
             return None
-        return _with_first(output, site.function(_first(output), _hidden(args, kwargs), context))
+        more = (partial(_again, args, kwargs),) if site.again else ()
+        return _with_first(output, site.function(_first(output), _hidden(args, kwargs), context, *more))
 
     return site.module.register_forward_hook(post, with_kwargs=True).remove
+
+
+def _again(args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module, y: Tensor) -> Tensor:
+    new_args, new_kwargs = _with_hidden(args, kwargs, y)
+    return _first(module(*new_args, **new_kwargs))
 
 
 def _embed(site: Site) -> Callable[[], None]:

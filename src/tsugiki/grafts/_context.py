@@ -6,7 +6,8 @@ N images of the batch, K images of a row at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ class Context:
     text_from: int = 0  # the first place at which any row has text after an image; S = nowhere
     cache: TsugikiCache | None = None
     branch: str = "image"
-    pictured: Tensor | None = None  # bool [B], rows that have an image, or will have one in a later part of the prompt
+    rows: Tensor | None = None  # bool [B, 1, 1], rows with an image, which alone take the branch; None = all of them
     keep: Tensor | None = None  # int64 [L], positions of the flattened [B * T] that the head has to score; None = all
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What one site of a graft leaves for another within this forward, under names that begin with the graft's."""
@@ -98,10 +99,14 @@ class TsugikiCache(Cache):
     graft keeps what it knows of past positions (codes of learners, say): tensors [B, P, ...] of the last P positions.
     """
 
-    def __init__(self, inner: Cache, *, branch: str = "image") -> None:
+    def __init__(self, inner: Cache, *, branch: str = "image", inserted: Sequence[tuple[int, int]] = ()) -> None:
         # The layers stay the inner cache's own: whoever holds it sees the same keys and values.
         self.__dict__.update(inner.__dict__)
         self.branch = branch
+        for index, like in inserted:
+            if len(self.layers) == index:  # a cache without a config grows by itself
+                self.layers.append(copy.deepcopy(self.layers[like]))
+        self.rows: Tensor | None = None  # bool [B], rows that have had an image
         self.token_kind: Tensor | None = None  # int64 [B, S]
         self.image_index: Tensor | None = None  # int64 [B, S]
         self.positions: Tensor | None = None  # int64 [B, S]
@@ -150,12 +155,28 @@ class TsugikiCache(Cache):
         self.slots[slot] = new if past is None else torch.cat([past.to(new.dtype), new], dim=1)
         return self.slots[slot]
 
+    def take_rows(self, rows: Tensor, *, prefix_exact: bool) -> None:
+        """Remember which rows have an image, bool [B].
+
+        Raises:
+            PromptError: a row gets its first one, and its text was computed on another path.
+        """
+        if self.rows is not None and not prefix_exact and bool((rows & ~self.rows).any()):
+            raise PromptError(
+                "a row of this cache was computed without an image and gets its first one",
+                expected="a graft that leaves the text before an image alone, or rows with images from the start",
+                fix="Encode the conversation again from its start.",
+            )
+        self.rows = rows
+
     def refuse_other_branch(self, branch: str) -> None:
         """Hidden states differ by branch, so their keys and values are not interchangeable.
 
         Raises:
             PromptError: the cache was computed under another branch.
         """
+        if self.token_kind is None:
+            self.branch = branch
         if branch != self.branch:
             raise PromptError(
                 f"this cache was computed under the branch {self.branch!r}",
@@ -167,6 +188,7 @@ class TsugikiCache(Cache):
         if self.token_kind is not None and self.image_index is not None and self.positions is not None:
             self.token_kind, self.image_index = change(self.token_kind), change(self.image_index)
             self.positions = change(self.positions)
+        self.rows = None if self.rows is None else change(self.rows)
         self.slots = {name: change(tensor) for name, tensor in self.slots.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -193,7 +215,7 @@ class TsugikiCache(Cache):
 
     def reset(self) -> None:
         super().reset()  # type: ignore[no-untyped-call]
-        self.token_kind = self.image_index = self.positions = self.visual = None
+        self.token_kind = self.image_index = self.positions = self.visual = self.rows = None
         self.slots, self._added = {}, []
 
 
@@ -219,7 +241,7 @@ def build(
     cache: TsugikiCache | None = None,
     keep: Tensor | None = None,
     branch: str = "image",
-    pictured: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Context:
     """The context of a forward, past positions taken from `cache`.
 
@@ -228,7 +250,7 @@ def build(
         image_index: int64 [B, T] into `visual`, -1 for none.
         visual: all images so far, [N, M, D]; None for a text request.
         position_ids: int64 [B, T] or [1, T]; counted from the kinds where they are not given.
-        pictured: bool [B], rows whose image stands in a later part of the prompt, where it is read in parts.
+        rows: bool [B], those with an image.
 
     Raises:
         PromptError: the image placeholders and the visual tokens differ in number.
@@ -254,6 +276,7 @@ def build(
         text_from=text_from,
         cache=cache,
         branch=branch,
+        rows=None if rows is None or bool(rows.all()) else rows[:, None, None],
         keep=keep,
     )
     if visual is None:
@@ -270,9 +293,7 @@ def build(
     places = torch.arange(kinds.shape[1] - new, kinds.shape[1], device=kinds.device)
     visible = (start[:, None, :] <= places[None, :, None]) & (row_images >= 0)[:, None, :]  # [B, T, K]
     offsets = _offsets(kinds, images, first, visual.per_image)[:, -new:]
-    here = (row_images >= 0).any(1)
-    pictured = here if pictured is None else here | pictured
-    return replace(whole, image_offset=offsets, row_images=row_images, visible=visible, pictured=pictured)
+    return replace(whole, image_offset=offsets, row_images=row_images, visible=visible)
 
 
 def _extent(kinds: Tensor) -> tuple[tuple[int, int], tuple[int, int], int]:

@@ -68,10 +68,10 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, x: Tensor, acts: Tensor, dropout: float = 0.0) -> Tensor:
-        """x [..., I] and where it acts, bool [..., 1] -> [..., O] in the weights' dtype, 0 where it does not."""
-        x = F.dropout(x.to(self.down.weight.dtype), dropout, self.training)
-        out: Tensor = self.up(self.down(x) * acts)
+    def forward(self, x: Tensor, acts: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+        """x [..., I] -> [..., O] in the weights' dtype; 0 where `acts`, bool [..., 1], is given and false."""
+        code = self.down(F.dropout(x.to(self.down.weight.dtype), dropout, self.training))
+        out: Tensor = self.up(code if acts is None else code * acts)
         return out
 
 
@@ -129,20 +129,15 @@ class Graft(Base):
     # -- sites ---------------------------------------------------------------------------------------------------------
 
     def sites(self, decoder: DecoderSpec) -> Iterator[Site]:
-        yield Site("before", decoder.layers[0], self.begin, "layer 0")
         for index, path, module in chosen(self.config, decoder):
             update = self.layers[str(index)][_key(path)]  # type: ignore[index]
             yield Site("after", module, partial(self.add, update), f"{path} of layer {index}")
 
-    def begin(self, x: Tensor, context: Context) -> Tensor:
-        """Note which positions belong to a row with an image; x goes on as it is."""
-        assert context.pictured is not None and context.token_kind is not None
-        context.notes["lora"] = context.pictured[:, None].expand_as(context.token_kind)  # [B, T]
-        return x
-
     def add(self, update: LowRank, y: Tensor, x: Tensor, context: Context) -> Tensor:
         """y [B, T, O] (or [B * T, O], as OPT's FFN has it) of a module's x: -> y + s B(A x)."""
-        acts = context.notes["lora"].to(x.device).reshape(*x.shape[:-1], 1)
+        acts = context.rows
+        if acts is not None and context.token_kind is not None:
+            acts = acts.to(x.device).expand(*context.token_kind.shape, 1).reshape(*x.shape[:-1], 1)
         added: Tensor = y + self.scale * update(x, acts, self.config.dropout)
         return added.to(y.dtype)
 

@@ -63,6 +63,10 @@ class SceneObject:
         """The colour, if it is one of those that questions ask about."""
         return self.colour if self.colour in COLOURS else None
 
+    def name(self, language: str) -> str:
+        """Its name in words."""
+        return self.pictogram.name(language)
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:

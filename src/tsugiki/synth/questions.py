@@ -57,7 +57,7 @@ def _any(indices: Sequence[int], rng: np.random.Generator) -> int:
 
 
 def _name(scene: Scene, index: int, phrases: Phrases) -> str:
-    return scene.objects[index].pictogram.name(phrases.language)
+    return scene.objects[index].name(phrases.language)
 
 
 def _naming(scene: Scene, phrases: Phrases, choices: Choices, rng: np.random.Generator) -> Draft:

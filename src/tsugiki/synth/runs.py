@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from tsugiki.data.files import atomic_write
-from tsugiki.errors import DataError, UnknownNameError
+from tsugiki.errors import DataError, StoreError, UnknownNameError
 
 Weights = Mapping[str, float] | Sequence[str]
 """Names with weights, or names of equal weight."""
@@ -39,7 +41,28 @@ def weights_of(kind: str, given: Weights, known: Iterable[str]) -> dict[str, flo
     return {name: float(weight) for name, weight in weights.items() if weight > 0}
 
 
-def prepared(folder: Path, stamp: str, pictures: int, attribution: str) -> bool:
+def write_picture(image: Image.Image, file: Path) -> None:
+    """Write a picture of a run, as JPEG (quality 92) or PNG by its suffix.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
+    buffer = io.BytesIO()
+    if file.suffix == ".jpg":
+        image.save(buffer, "JPEG", quality=92)
+    else:
+        image.save(buffer, "PNG", compress_level=1)
+    try:
+        file.write_bytes(buffer.getvalue())
+    except OSError as error:
+        raise StoreError(
+            f"can't write a picture ({error.strerror})",
+            fix="Free some space or choose another folder.",
+            where=str(file),
+        ) from error
+
+
+def prepared(folder: Path, stamp: str, pictures: int, attribution: str, beside: Sequence[str] = ()) -> bool:
     """True if `folder` holds this very run, whole. Else it is made ready for it: an earlier run goes.
 
     Args:
@@ -47,23 +70,27 @@ def prepared(folder: Path, stamp: str, pictures: int, attribution: str) -> bool:
         stamp: JSON that says all that the run depends on.
         pictures: how many there are in the end.
         attribution: for `ATTRIBUTION.txt`.
+        beside: other folders of files that belong to the pictures.
 
     Raises:
         DataError: the folder holds something else.
         StoreError: it can't be written.
     """
     card, lines, images = folder / "synth.json", folder / "samples.jsonl", folder / "images"
+    others = [folder / name for name in beside]
     if card.is_file():
         same = lines.is_file() and card.read_text(encoding="utf-8") == stamp
         if same and sum(1 for _ in images.glob("*")) == pictures:
             return True
         lines.unlink(missing_ok=True)
-        shutil.rmtree(images, ignore_errors=True)
+        for inner in (images, *others):
+            shutil.rmtree(inner, ignore_errors=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
             "other files in the folder", expected="a new or empty one", fix="Choose another.", where=str(folder)
         )
     atomic_write(card, stamp)
     atomic_write(folder / "ATTRIBUTION.txt", attribution + "\n")
-    images.mkdir(exist_ok=True)
+    for inner in (images, *others):
+        inner.mkdir(exist_ok=True)
     return False

@@ -7,7 +7,6 @@ never shows.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from tsugiki.data import schema
-from tsugiki.errors import DataError, StoreError
+from tsugiki.errors import DataError
 from tsugiki.synth.backgrounds import KINDS, Split
 from tsugiki.synth.layout import HELD_OUT, Layout, Scene, Studio, compose, pick
 from tsugiki.synth.phrases import LANGUAGES
 from tsugiki.synth.phrases.base import FORMS
 from tsugiki.synth.pictograms import ATTRIBUTION, RENDERINGS, choose
 from tsugiki.synth.questions import TASKS, Choices, ask
-from tsugiki.synth.runs import Weights, known_names, prepared, weights_of
+from tsugiki.synth.runs import Weights, known_names, prepared, weights_of, write_picture
 from tsugiki.synth.wording import Question
 from tsugiki.types import ImagePart, Message, Sample
 
@@ -168,19 +167,7 @@ def _picture(run: _Run, index: int, studio: Studio, folder: Path) -> list[Sample
     rng = np.random.default_rng((run.seed, _SPLITS[run.split], index, VERSION))
     scene, asked = _scene_and_questions(run, studio, rng)
     file = folder / "images" / f"{index:06d}.{_FORMATS[run.format]}"
-    buffer = io.BytesIO()
-    if run.format == "jpeg":
-        scene.image.save(buffer, "JPEG", quality=92)
-    else:
-        scene.image.save(buffer, "PNG", compress_level=1)
-    try:
-        file.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise StoreError(
-            f"can't write a picture ({error.strerror})",
-            fix="Free some space or choose another folder.",
-            where=str(file),
-        ) from error
+    write_picture(scene.image, file)
     return [
         Sample(
             id=f"scene-{run.split}-{run.seed}-{index:06d}-{number}",

@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from tsugiki.synth.layout import Scene, SceneObject, one
+from tsugiki.synth.layout import one
 from tsugiki.synth.phrases.base import BOX, Phrases
 from tsugiki.types import Box, BoxPart, Part, TextPart
+
+
+class Thing(Protocol):
+    """What a picture shows, as far as sentences need it."""
+
+    @property
+    def box(self) -> Box: ...
+
+    @property
+    def hue(self) -> str | None:
+        """A colour that lists name: a key of `Phrases.colours`."""
+
+    def name(self, language: str) -> str: ...
+
+
+class Picture(Protocol):
+    """A scene, or anything else with things on it."""
+
+    @property
+    def objects(self) -> Sequence[Thing]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +69,14 @@ class Draft:
     forms: tuple[str, ...] = ("short", "full", "boxes")
 
 
-def worded(task: str, draft: Draft, scene: Scene, phrases: Phrases, form: str, rng: np.random.Generator) -> Question:
+def worded(task: str, draft: Draft, scene: Picture, phrases: Phrases, form: str, rng: np.random.Generator) -> Question:
     """The draft as a question that states the form of its answer, and the answer; the phrases are drawn at random."""
     only = form == "boxes" and draft.kind == "box" and rng.random() < 0.7
     hint = _hint(task, draft.kind, form, only)
     parts = _split(one(phrases.questions[draft.kind], rng), draft.fields, [(box, None) for box in draft.asked], phrases)
     question = _merged((*parts, TextPart(phrases.space + one(phrases.hints[hint], rng))))
     targets = [scene.objects[i] for i in draft.targets]
-    marked = [(o.box, o.pictogram.name(phrases.language)) for o in targets]
+    marked = [(o.box, o.name(phrases.language)) for o in targets]
     if draft.answers == "caption":
         answer = _split(phrases.answers["caption", form], {"things": _things(scene, phrases, form)}, marked, phrases)
     elif only and draft.answers == "box":
@@ -77,21 +98,21 @@ def _hint(task: str, kind: str, form: str, only: bool) -> str:
     return {"presence": "yes or no", "caption": "briefly"}.get(task, form) if form == "short" else form
 
 
-def _things(scene: Scene, phrases: Phrases, form: str) -> str:
+def _things(scene: Picture, phrases: Phrases, form: str) -> str:
     """The objects of a scene as a list; equal ones are counted, but in the form "boxes" each has a place for its
     box."""
     if form == "boxes":
         template = phrases.answers["caption item", "boxes"]
         said = [
-            template.format(thing=phrases.thing(o.pictogram.name(phrases.language), _said(o, phrases), 1), box=BOX)
+            template.format(thing=phrases.thing(o.name(phrases.language), _said(o, phrases), 1), box=BOX)
             for o in scene.objects
         ]
         return phrases.join(said)
-    groups = Counter((o.pictogram.name(phrases.language), _said(o, phrases)) for o in scene.objects)
+    groups = Counter((o.name(phrases.language), _said(o, phrases)) for o in scene.objects)
     return phrases.join([phrases.thing(name, colour, count) for (name, colour), count in groups.items()])
 
 
-def _said(item: SceneObject, phrases: Phrases) -> str | None:
+def _said(item: Thing, phrases: Phrases) -> str | None:
     return phrases.colours[item.hue] if item.hue else None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from tsugiki.data import schema
+from tsugiki.data.branch import branch_of
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.files import sha256_file
 from tsugiki.data.images import content_key
@@ -99,6 +100,31 @@ def digest(content: Sequence[Sample] | str | Path) -> str:
         record = schema.to_record(sample, names)
         total.update(json.dumps(record, ensure_ascii=False, sort_keys=True, default=str).encode())
     return total.hexdigest()
+
+
+def refuse_idle_branches(
+    samples: Mapping[str, Sequence[Sample]], known: Sequence[str], taught: frozenset[str], *, where: str
+) -> None:
+    """A sample of a branch that does not train has no gradient.
+
+    Args:
+        known: the branches that the model tells apart.
+        taught: those that train.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    for name, content in samples.items():
+        for sample in content:
+            branch = branch_of(sample)
+            branch = branch if branch in known else "image"
+            if sample.images and branch not in taught:
+                raise RecipeError(
+                    f"sample {sample.id!r} is of the branch {branch!r}, which does not train here",
+                    expected=f"samples of {' or '.join(sorted(taught))}",
+                    fix="Leave it out, train that branch too, or say what it is for: meta: {branch: ...}.",
+                    where=sample.where or f"{where}.data.{name}",
+                )
 
 
 def refuse_idle_text(samples: Mapping[str, Sequence[Sample]], stage: Stage, *, where: str) -> None:
@@ -211,7 +237,7 @@ class Encoder:
         known = self._items.get(id(sample))
         if known is not None and known[0] is sample:
             return known[1]
-        item = Item(self.collator.encode(sample), sample.images, sample.where or f"sample {sample.id!r}")
+        item = self.collator.item(sample)
         if len(self._items) >= self.remember:
             del self._items[next(iter(self._items))]
         self._items[id(sample)] = (sample, item)

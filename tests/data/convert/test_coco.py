@@ -133,3 +133,18 @@ def test_wrong_files(folder: Path) -> None:
             coco.convert(folder / "d.json")
     with pytest.raises(DataError, match="no sample in it"):
         coco.convert(_file(folder))
+
+
+def test_what_comes_again_and_settings_that_cannot_be(folder: Path) -> None:
+    note = _note(1, [5, 5, 10, 10])
+    again = [{"id": 10, "file_name": "a.png"}, {"id": 10, "file_name": "b.png"}]
+    with pytest.raises(DataError, match=r"images\[1\]: id 10 again"):
+        coco.convert(_file(folder, note, images=again))
+    with pytest.raises(DataError, match=r"categories\[3\]: id 1 again"):
+        coco.convert(_file(folder, note, categories=[*CATEGORIES, {"id": 1, "name": "x"}]))
+    twice = [{"id": 10, "file_name": "a.png"}, {"id": 11, "file_name": "a.png"}]
+    with pytest.raises(DataError, match=r"images\[1\]: the picture 'a.png' again, first at .*images\[0\]"):
+        coco.convert(_file(folder, note, images=twice))
+    for absent in (-1, "two"):
+        with pytest.raises(DataError, match="absent: .*0 or more"):
+            coco.convert(_file(folder, note), absent=absent)  # type: ignore[arg-type]

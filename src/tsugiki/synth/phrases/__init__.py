@@ -1,7 +1,10 @@
-"""Sentences of the generators, one file per language; `base.py` says what a language brings."""
+"""Sentences of the generators, one file per language and subject; `base.py` says what a language brings."""
 
 from tsugiki.synth.phrases.base import Phrases
 from tsugiki.synth.phrases.en import ENGLISH
+from tsugiki.synth.phrases.en_defects import ENGLISH_DEFECTS
 from tsugiki.synth.phrases.ja import JAPANESE
+from tsugiki.synth.phrases.ja_defects import JAPANESE_DEFECTS
 
 LANGUAGES: dict[str, Phrases] = {phrases.language: phrases for phrases in (ENGLISH, JAPANESE)}
+DEFECTS: dict[str, Phrases] = {phrases.language: phrases for phrases in (ENGLISH_DEFECTS, JAPANESE_DEFECTS)}

@@ -7,7 +7,7 @@ gets it (or several of them, joined) before the text is split there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BOX = "\ufffc"
 """The Unicode "object replacement character": no phrase and no name contains it."""
@@ -49,3 +49,5 @@ class Phrases:
     """(name, colour or None, how many) -> how a list names it: "a red car", "two dogs"."""
     object: str
     """The name of anything at all."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Names of things and grades that have no table of their own."""
