@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tsugiki
-from tsugiki.errors import StoreError, TsugikiError, UnknownNameError, UnsupportedError
+from tsugiki.errors import PromptError, StoreError, TsugikiError, UnknownNameError, UnsupportedError
 from tsugiki.grafts import lora
 from tsugiki.testing import TinyTower, tiny_llm, tiny_model, tiny_tokenizer
 from tsugiki.types import BRANCHES
@@ -154,6 +154,17 @@ def test_a_batch_read_in_parts_is_told_whose_picture_comes() -> None:
             out = model(**piece, attention_mask=mask, **options)
         cache, _ = out.cache, parts.append(out.logits)
     close(torch.cat(parts, 1), whole, 5e-5)
+
+
+def test_a_row_of_a_cache_that_gets_its_first_picture_is_refused() -> None:
+    model = seeing()
+    inputs = request(model, [[3, "i", 4], [11 + model.tokens_per_image]])
+    late = request(model, [[3, "i"], [3, "i"]])
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).cache
+    late["attention_mask"] = torch.cat([inputs["attention_mask"], late["attention_mask"]], 1)
+    with pytest.raises(PromptError, match="gets its first one.*Encode the conversation again"):
+        model(**late, cache=cache, use_cache=True)
 
 
 def test_dropout_acts_while_the_graft_trains() -> None:
