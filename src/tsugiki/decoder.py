@@ -40,13 +40,17 @@ class DecoderSpec:
     """Where a causal LM keeps its embeddings, layers, attention, FFN, final norm and head.
 
     Args:
-        llm: a causal LM of transformers (anything with `config`, `get_input_embeddings`, `get_output_embeddings`).
+        llm: a causal LM of transformers (anything with `config`, `get_input_embeddings`, `get_output_embeddings`), or
+            a PeftModel of one: then the LLM inside it is described, its adapted modules as PEFT wraps them.
 
     Raises:
-        UnsupportedError: no list of decoder layers, or no attention in a layer, can be told apart.
+        UnsupportedError: no list of decoder layers, or no attention in a layer, can be told apart; or an adapter of
+            PEFT puts tokens of its own into the prompt.
     """
 
     def __init__(self, llm: nn.Module) -> None:
+        _refuse_virtual_tokens(llm)
+        llm = unwrapped(llm)
         self.llm = llm
         self.name = type(llm).__name__
         config: Any = llm.config
@@ -88,6 +92,7 @@ class DecoderSpec:
                 fix="Use a decoder-only causal LM of transformers.",
             )
         ffn = [m for m in layer.children() if m is not attention[0] and _matrices(m) >= 2]
+        ffn = [m for m in ffn if not hasattr(m, "base_layer")]  # PEFT's wrapper of a single matrix
         return Block(index, layer, attention[0], ffn[0] if len(ffn) == 1 else None, after)
 
     @property
@@ -210,6 +215,26 @@ class DecoderSpec:
         device = self.embed.weight.device
         ids = torch.linspace(0, self.vocabulary - 1, min(self.vocabulary, 4096), device=device).long()
         return float(self.embed(ids).float().pow(2).mean().sqrt())
+
+
+def unwrapped(llm: nn.Module) -> nn.Module:
+    """The LLM inside a PeftModel; any other LLM as it is."""
+    return llm.get_base_model() if is_peft(llm) else llm  # type: ignore[operator]
+
+
+def is_peft(llm: nn.Module) -> bool:
+    """Whether an LLM is a PeftModel."""
+    return hasattr(llm, "peft_config") and hasattr(llm, "get_base_model")
+
+
+def _refuse_virtual_tokens(llm: nn.Module) -> None:
+    kinds = [c for c in llm.peft_config.values() if c.is_prompt_learning] if is_peft(llm) else []  # type: ignore[operator]
+    if kinds:
+        raise UnsupportedError(
+            f"the PeftModel has {kinds[0].peft_type.value}, which puts tokens of its own before the prompt",
+            expected="an adapter of the LLM's modules, such as LoRA",
+            fix="Attach to the LLM without it.",
+        )
 
 
 class _Flow:

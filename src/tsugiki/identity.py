@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tsugiki.assets import cache_dir
 from tsugiki.data.files import atomic_write
+from tsugiki.decoder import is_peft, unwrapped
 from tsugiki.errors import StoreError
 
 Identity = dict[str, Any]
@@ -66,7 +67,7 @@ def digest(hashes: Mapping[str, str]) -> str:
 def llm_tensors(llm: nn.Module) -> dict[str, Tensor]:
     """The LLM's own tensors under the names of its checkpoint: state dict without adapters of PEFT."""
     tensors = {}
-    wrapped = _is_peft(llm)
+    wrapped = is_peft(llm)
     for name, tensor in llm.state_dict().items():
         if not isinstance(tensor, Tensor) or (wrapped and _of_adapter(llm, name)):
             continue
@@ -203,7 +204,7 @@ def source_identity(llm: nn.Module, tokenizer: Any = None) -> Identity:
         hashes = tensor_hashes(folder)
     quantised = getattr(config, "quantization_config", None)
     return {
-        "name": name or type(_unwrapped(llm)).__name__,
+        "name": name or type(unwrapped(llm)).__name__,
         "source": None if folder is None else name,
         "revision": revision,
         "tensors_sha256": digest(hashes),
@@ -234,19 +235,21 @@ def template_hash(tokenizer: Any) -> str | None:
 
 
 def generation_hash(llm: nn.Module) -> str | None:
-    config = getattr(_unwrapped(llm), "generation_config", None)
+    config = getattr(unwrapped(llm), "generation_config", None)
     return None if config is None else hash_json(_plain(config))
 
 
 def peft_hash(llm: nn.Module) -> str | None:
-    """Digest of the adapter's tensors and settings if the LLM is a PeftModel, else None."""
-    if not _is_peft(llm):
+    """Digest of the adapter's tensors and of how they act if the LLM is a PeftModel, else None."""
+    if not is_peft(llm):
         return None
     state = {n: t for n, t in llm.state_dict().items() if ".modules_to_save." in n or _of_adapter(llm, n)}
     configs = {name: c.to_dict() for name, c in llm.peft_config.items()}  # type: ignore[union-attr, operator]
     hashes = {name: hash_tensor(t) for name, t in state.items()}
-    merged = sorted(n for n, m in llm.named_modules() if getattr(m, "merged", False) is True)
-    return hash_json([digest(hashes), {k: v.get("r") for k, v in configs.items()}, merged])
+    # What PEFT can switch without touching a tensor: merged, disabled, chosen and scaled adapters.
+    switches = ("merged_adapters", "disable_adapters", "active_adapters", "scaling")
+    acting = [[n, *(getattr(m, s, None) for s in switches)] for n, m in llm.named_modules() if hasattr(m, "base_layer")]
+    return hash_json([digest(hashes), {k: v.get("r") for k, v in configs.items()}, acting])
 
 
 def first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
@@ -377,22 +380,14 @@ def _gguf_hash(folder: Path | None) -> str | None:
     return None
 
 
-def _is_peft(llm: nn.Module) -> bool:
-    return hasattr(llm, "peft_config") and hasattr(llm, "get_base_model")
-
-
 def _of_adapter(llm: nn.Module, name: str) -> bool:
     """Whether a tensor is an adapter's own: PEFT puts the adapter's name into the tensor's, whatever the method."""
     adapters: Any = llm.peft_config
     return ".lora_" in name or "prompt" in name or any(part in adapters for part in name.split(".")[-2:])
 
 
-def _unwrapped(llm: nn.Module) -> Any:
-    return llm.get_base_model() if _is_peft(llm) else llm  # type: ignore[operator]
-
-
 def _config(llm: nn.Module) -> Any:
-    return _unwrapped(llm).config
+    return unwrapped(llm).config
 
 
 def _loaded_from(llm: nn.Module) -> tuple[str, str | None]:

@@ -25,8 +25,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tsugiki import branches
 from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
-from tsugiki.decoder import DecoderSpec
-from tsugiki.errors import PromptError, UnknownNameError
+from tsugiki.decoder import DecoderSpec, is_peft, unwrapped
+from tsugiki.errors import PromptError, UnknownNameError, UnsupportedError
 from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders, text_kinds
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft, refuse_unregistered
@@ -72,7 +72,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         self.tokenizer = tokenizer
         self.base_identity: dict[str, Any] = dict(config.base_identity or {})
         self._removers: list[Callable[[], None]] = []
-        self._llm_keywords = set(inspect.signature(llm.forward).parameters)
+        self._llm_keywords = set(inspect.signature(self.decoder.llm.forward).parameters)
         self.all_tied_weights_keys: dict[str, str] = {}
         self._trained_llm = config.llm_trained
         self.freeze_llm(not config.llm_trained)
@@ -142,7 +142,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
     def generation_config(self, value: GenerationConfig) -> None:
         llm = self.__dict__.get("_modules", {}).get("language_model")
         if llm is not None:
-            llm.generation_config = value
+            unwrapped(llm).generation_config = value  # type: ignore[assignment]
 
     @property
     def processor(self) -> Any:
@@ -210,7 +210,17 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         return cast(PreTrainedModel, self.language_model)
 
     def freeze_llm(self, frozen: bool = True) -> None:
-        """Freeze the LLM (the default), or let it train; a trained LLM makes the guarantee `bounded`."""
+        """Freeze the LLM (the default), or let it train; a trained LLM makes the guarantee `bounded`.
+
+        Raises:
+            UnsupportedError: a PeftModel is to train: what is saved would lack its adapter.
+        """
+        if not frozen and is_peft(self.language_model):
+            raise UnsupportedError(
+                "the base is a PeftModel, which stays as it was handed over",
+                expected="a plain LLM, to train it",
+                fix="Attach to peft_model.merge_and_unload() instead.",
+            )
         self.language_model.requires_grad_(not frozen)
         self._trained_llm = self._trained_llm or not frozen
         self.config.llm_trained = self._trained_llm

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tsugiki import assets, build, grafts, identity
 from tsugiki.card import card
 from tsugiki.data.files import atomic_folder, atomic_write, sha256_file
-from tsugiki.decoder import DecoderSpec
-from tsugiki.errors import BaseMismatchError, StoreError
+from tsugiki.decoder import DecoderSpec, is_peft
+from tsugiki.errors import BaseMismatchError, StoreError, UnsupportedError
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.vision.frontend import FrontEnd, FrontEndConfig
 
@@ -128,7 +128,14 @@ def export(model: TsugikiForConditionalGeneration, folder: str | Path, *, full: 
 
     Raises:
         StoreError: as `save`.
+        UnsupportedError: the base is a PeftModel, whose own files are an adapter without its LLM.
     """
+    if full and is_peft(model.language_model):
+        raise UnsupportedError(
+            "the base is a PeftModel, whose files are an adapter without its LLM",
+            expected="a plain LLM, for a folder that needs nothing else",
+            fix="Save the graft alone, or attach to peft_model.merge_and_unload().",
+        )
     path = Path(folder)
     with atomic_folder(path, replaces=replaced(path)) as work:
         exported: dict[str, Any] = {}

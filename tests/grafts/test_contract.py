@@ -29,6 +29,7 @@ from tsugiki.types import TEXT
 
 SMALL: dict[str, dict[str, Any]] = {
     "cross_attention": {"every": 2, "heads": 2, "ffn_ratio": 1.0},
+    "lora": {"rank": 4},
     "wings": {"rank": 4, "width": 64},
 }
 MIXED = [[3, "i", 4, "i", 2], [5, "i", 6], [9], [2, "i", 3]]

@@ -26,7 +26,7 @@ from tsugiki.training.processes import Processes
 from tsugiki.training.sources import Encoder
 
 ROOT = Path(__file__).parents[2]
-GRAFTS = ["projector", "cross_attention", "wings"]
+GRAFTS = ["projector", "cross_attention", "wings", "lora"]
 KINDS = ["ddp", "fsdp"]
 # Text-only samples teach something only where the LLM trains; by length they would all be in batches of their own.
 LLM: dict[str, Any] = {"mixed": True, "also": ["llm"], "stage": {"length_grouping": False}}

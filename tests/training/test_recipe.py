@@ -27,6 +27,7 @@ def test_shipped_recipes() -> None:
     expected = {
         "projector",
         "cross_attention",
+        "lora",
         "wings",
         "wings-demo",
         "demo/scenes",

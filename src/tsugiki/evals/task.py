@@ -181,7 +181,7 @@ def _samples(name: str, task: Task, data: Data | None, settings: Settings) -> li
 
 def bare_llm(model: Any, settings: Settings) -> Any:
     """What answers as the bare LLM: `settings.base`, the model itself where its text path is exactly it, or its source
-    loaded again. None where the LLM was trained and its source is not here: then scores have no base."""
+    loaded again. None where it is not here (a trained LLM without source, a PeftModel): then scores have no base."""
     if settings.base is not None:
         return settings.base
     if model.guarantee == "exact":
@@ -189,6 +189,8 @@ def bare_llm(model: Any, settings: Settings) -> Any:
     from tsugiki import identity
     from tsugiki.evals._claims import load_bare
 
+    if model.base_identity.get("peft"):
+        return None  # its files lack the adapter
     folder = identity.find_source(model.language_model, model.base_identity)
     return None if folder is None else load_bare(folder, model.language_model)
 

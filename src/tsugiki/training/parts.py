@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
+from tsugiki.decoder import is_peft
 from tsugiki.errors import RecipeError
 
 
@@ -103,7 +104,14 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
 
 
 def _check_llm(model: Any, *, where: str) -> None:
-    """A graft that has a setting for it says whether the LLM may train."""
+    """A PeftModel stays as it is; a graft that has a setting for it says whether the LLM may train."""
+    if is_peft(model.language_model):
+        raise RecipeError(
+            "the LLM is to train, but it is a PeftModel, which stays as it was handed over",
+            expected="a plain LLM",
+            fix="Attach to peft_model.merge_and_unload(), or remove the part.",
+            where=where,
+        )
     for graft in model.grafts:
         if getattr(graft.config, "llm", "trainable") == "frozen":
             raise RecipeError(
