@@ -30,10 +30,10 @@ import tsugiki
 from tsugiki import assets
 from tsugiki.types import VisualTokens
 
-INSERTED, LAYERS = 5, 30
+INSERTED, LAYERS = 7, 30
 ARMS: dict[str, tuple[str, dict[str, Any], str]] = {
     "projector": ("projector", {}, "image"),
-    "iaa": ("iaa", {"layers": LAYERS // INSERTED}, "image"),
+    "iaa": ("iaa", {"layers": "iaa-8"}, "image"),
     "lynx, grounding": ("lynx", {"experts": 4, "top_k": 1, "every": 2}, "grounding"),
     "lynx, understanding": ("lynx", {"experts": 4, "top_k": 1, "every": 2}, "image"),
     "lora, rank 16": ("lora", {"rank": 16}, "image"),

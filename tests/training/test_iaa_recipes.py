@@ -83,7 +83,7 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, at: str) ->
 
 def test_the_demo_recipe_trains(tmp_path: Path) -> None:
     built = model("iaa", layers=2)
-    assert recipes.load("iaa-demo").model.options == {"layers": 6}
+    assert recipes.load("iaa-demo").model.options == {"layers": "iaa-8"}
     result = train(
         built, "iaa-demo", tmp_path / "run", data=samples(8), progress=False, features=cache(built, tmp_path),
         overrides=["steps=3", "batch_size=2"],
