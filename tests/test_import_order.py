@@ -18,7 +18,7 @@ LEVELS = [
     {"vision"},
     {"decoder"},
     {"grafts"},
-    {"model", "processor", "store", "build", "card", "chat", "configuration", "generation", "identity"},
+    {"branches", "model", "processor", "store", "build", "card", "chat", "configuration", "generation", "identity"},
     {"evals"},
     {"mixing"},
     {"training"},

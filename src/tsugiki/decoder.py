@@ -74,7 +74,7 @@ class DecoderSpec:
             )
         return outer[0]
 
-    def block(self, index: int, layer: nn.Module) -> Block:
+    def block(self, index: int, layer: nn.Module, after: int | None = None) -> Block:
         """A layer of this LLM's class, and its parts.
 
         Raises:
@@ -88,7 +88,7 @@ class DecoderSpec:
                 fix="Use a decoder-only causal LM of transformers.",
             )
         ffn = [m for m in layer.children() if m is not attention[0] and _matrices(m) >= 2]
-        return Block(index, layer, attention[0], ffn[0] if len(ffn) == 1 else None)
+        return Block(index, layer, attention[0], ffn[0] if len(ffn) == 1 else None, after)
 
     @property
     def inserted_places(self) -> list[tuple[int, int]]:

@@ -333,12 +333,13 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         device = (input_ids if input_ids is not None else cast(Tensor, inputs_embeds)).device
         kinds = token_kind if token_kind is not None else text_kinds(attention_mask, shape, device)
         images = image_index if image_index is not None else torch.full(shape, -1, device=device)
+        asked = use_cache
         if use_cache is None:
             use_cache = labels is None and not self.training and bool(self.language_model.config.use_cache)
         rows, name = self.branch_rows(branch, kinds, past, input_ids=input_ids, question=question), "image"
         if rows is not None and with_image:
             if len(found := branches.groups(rows)) > 1:
-                branches.refuse_cache(past, use_cache if labels is None else False)
+                branches.refuse_cache(past, asked)
                 common |= {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "visual": visual}
                 common |= {"token_kind": kinds, "image_index": images, "branch": rows, "use_cache": False}
                 common["logits_to_keep"] = logits_to_keep

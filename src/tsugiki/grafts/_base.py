@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeGuard
@@ -151,6 +151,14 @@ class Graft(nn.Module):
             return self.config
         finally:
             self.config = before
+
+    def begin_stage(self, changes: Mapping[str, Any], trained: Sequence[str]) -> None:
+        """Called once when a stage of a recipe begins, and not when it is continued.
+
+        Args:
+            changes: what the stage sets of its settings.
+            trained: those of its parts that train in the stage, all where it trains as a whole.
+        """
 
     def teaches_text(self, parts: Sequence[str]) -> bool:
         """Whether training the named parts of it (all of it if none is named) has a gradient on text alone."""

@@ -124,6 +124,12 @@ def teaches_text(model: Any, rates: Mapping[str, float]) -> bool:
     return any(model.graft(n).teaches_text([k[2] for k in asked if k[1] == n and len(k) > 2]) for n in names)
 
 
+def trained_parts(graft: Any, rates: Mapping[str, float]) -> list[str]:
+    """Those of a graft's sub-parts that train: all of them where it trains as a whole."""
+    whole = f"graft.{graft.name}"
+    return [name for name in graft.parts() if whole in rates or f"{whole}.{name}" in rates]
+
+
 def trained_tensors(model: Any, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Parameters and saved buffers of the named parts, by full name."""
     saved = set(model.state_dict())

@@ -198,6 +198,9 @@ class _Session:
         if stage.warm_start is not None and start is None:
             self.reports[name] = here.tell(lambda: warming.warm(self.model, stage, samples, features))
             display.say(f"{name}: warm start {json.dumps(self.reports[name], default=str)}")
+        if start is None:
+            for graft in self.model.grafts:
+                graft.begin_stage(stage.settings.get(graft.name, {}), parts.trained_parts(graft, stage.parts))
         keeps = self._keeps(index)
         here.align(parts.new_tensors(self.model, keeps).values())
         stream = feed.stream(self.model, stage, samples, features, seed=self.plan.seed, here=here)
