@@ -1,4 +1,4 @@
-"""A logistic classifier of questions that is fitted, not trained: no gradient reaches it, and it is saved with its graft.
+"""A logistic classifier of questions. It is fitted, not trained: no gradient reaches it. It is saved with its graft.
 
 Shapes: n questions, D width of the word embeddings.
 """
@@ -53,7 +53,7 @@ def logistic(x: Tensor, yes: Tensor, decay: float = 1e-2, steps: int = 200) -> t
             solver.zero_grad()
             total = F.binary_cross_entropy_with_logits(z @ w + b, y, weight=each, reduction="sum")
             total = total + decay / 2 * w.square().sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
         return total
 
     solver.step(loss)

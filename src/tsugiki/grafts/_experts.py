@@ -5,7 +5,6 @@ Shapes: B rows, T positions, D width of the LLM, N experts, k of them for each t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.decoder import DecoderSpec
+from tsugiki.grafts._copies import copied
 
 
 class Routing(NamedTuple):
@@ -53,7 +53,8 @@ def dispatch(u: Tensor, experts: nn.ModuleList, weights: Tensor, chosen: Tensor)
     found = torch.cat([expert(part[None])[0] for expert, part in zip(experts, parts, strict=True)])
     outputs = torch.empty_like(found)
     outputs[order] = found
-    return (outputs.unflatten(0, (-1, k)) * weights[..., None]).sum(1)
+    mixed: Tensor = (outputs.unflatten(0, (-1, k)) * weights[..., None]).sum(1)
+    return mixed
 
 
 def spread(weights: Tensor, routing: Routing) -> Tensor:
@@ -66,7 +67,7 @@ class Copies(nn.Module):
 
     def __init__(self, ffn: nn.Module, dim: int, experts: int, top_k: int) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(trainable_copy(ffn) for _ in range(experts))
+        self.experts = nn.ModuleList(copied(ffn) for _ in range(experts))
         self.router = Router(dim, experts, top_k) if experts > 1 else None
 
     def train(self, mode: bool = True) -> Copies:
@@ -99,7 +100,7 @@ class CopiedMixture(nn.Module):
 
     def __init__(self, ffn: nn.Module, router: str) -> None:
         super().__init__()
-        self.mixture = trainable_copy(ffn)
+        self.mixture = copied(ffn)
         self.router_name = router
 
     def train(self, mode: bool = True) -> CopiedMixture:
@@ -137,16 +138,6 @@ class LowRank(nn.Module):
         return frozen + self.up(inner.flatten(-2)).to(frozen.dtype), routing
 
 
-def trainable_copy(module: nn.Module) -> nn.Module:
-    """A copy in fp32 that trains, without hooks and replaced methods of its own."""
-    twin = copy.deepcopy(module)
-    for part in twin.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
-        part.__dict__.pop("forward", None)
-    return twin.float().requires_grad_(True).eval()
-
-
 def balance(routing: Routing, real: Tensor) -> Tensor:
     """N * sum_e f_e p_e: 1 where all experts get as many tokens, N where one gets all.
 
@@ -169,7 +160,8 @@ def entropy(routing: Routing, real: Tensor) -> Tensor:
 
 def mean(values: Tensor, real: Tensor) -> Tensor:
     """Over the tokens that count: values [n, ...], real float [n] -> [...]."""
-    return torch.tensordot(real, values, 1) / real.sum().clamp(min=1)
+    total: Tensor = torch.tensordot(real, values, 1)
+    return total / real.sum().clamp(min=1)
 
 
 @dataclass

@@ -2,10 +2,10 @@
 
     y = a * FFN(u) + (1 - a) * sum_e w_e E_e(u)        w = the best k of softmax(u W), scaled to the sum 1
 
-arXiv:2410.10491, later called TWIST. No code is published; its base is MoE-LLaVA, whose code gives routing, balance loss
-and the layers with experts. Reported: both paths share attention and residual, and a hard gate for each request, a = 1
-or a = 0, set by a classifier that reads the prompt (BERT in the paper). Our reconstruction, for nothing was found: what
-experts start as, how a gate is soft, what is meant by a sparse gate, and the classifier by word embeddings.
+arXiv:2410.10491, later called TWIST. No code is published; its base is MoE-LLaVA, whose code gives the routing, the
+balance loss and the layers with experts. Reported: both paths share attention and residual, and one gate for a request,
+a = 1 or a = 0, set by a classifier that reads the prompt (BERT in the paper). Our reconstruction, for nothing was found:
+what experts start as, a soft gate, what a sparse gate is held to, and the classifier by word embeddings.
 Shapes: B rows, T positions, D width of the LLM, N experts, k of them for each token.
 """
 
@@ -91,8 +91,7 @@ class Graft(Base):
         self.places = self._choose(found)
         blocks = [self._candidates(decoder)[i] for i in self.places]
         self.layers = nn.ModuleList(
-            self._experts(_ffn(block, decoder), found[i], decoder)
-            for i, block in zip(self.places, blocks, strict=True)
+            self._experts(_ffn(block, decoder), found[i], decoder) for i, block in zip(self.places, blocks, strict=True)
         )
         self.gate = nn.Linear(decoder.hidden_size, 1) if config.gate == "soft" else None
         if self.gate is not None:

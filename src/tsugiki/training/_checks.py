@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsugiki.errors import InputError, RecipeError, UnsupportedError
-from tsugiki.training import losses, parts, sources, warming
+from tsugiki.training import gating, losses, parts, sources, warming
 from tsugiki.training.recipe import Recipe
 from tsugiki.types import Sample
 
@@ -27,6 +27,7 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
             samples = sources.load(stage, given, where=where)
             if not parts.teaches_text(model, stage.parts):
                 sources.refuse_idle_text(samples, stage, where=where)
+            gating.check(model, stage, samples, where=where)
             loaded.append(samples)
     finally:
         for graft in model.grafts:

@@ -1,0 +1,124 @@
+"""Samples by the branch that they ask for: which of them teach in a stage, and what a gate learns from all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsugiki import identity
+from tsugiki.data.branch import branch_of
+from tsugiki.errors import RecipeError
+from tsugiki.evals import experts
+from tsugiki.training.recipe import Stage
+from tsugiki.types import Sample
+
+Samples = Mapping[str, list[Sample]]
+
+MOST = 4000
+"""Samples that a gate is fitted on."""
+HELD = 5
+"""One of so many different questions is held out."""
+
+
+def fits(model: Any, stage: Stage) -> Any | None:
+    """The graft whose gate this stage fits, if there is one."""
+    return next((g for g in model.grafts if g.chooses_branch and _trains(g, stage)), None)
+
+
+def _trains(graft: Any, stage: Stage) -> bool:
+    return any(part.split(".")[:2] == ["graft", graft.name] for part in stage.parts)
+
+
+def teaches(model: Any, stage: Stage, branch: str) -> bool:
+    """Whether a row with an image that takes this branch has a gradient from what trains."""
+    if not stage.parts or any(not part.startswith("graft.") for part in stage.parts):
+        return True
+    return any(g.teaches(branch) for g in model.grafts if _trains(g, stage))
+
+
+def _pictured(sample: Sample, stage: Stage, source: str) -> bool:
+    return bool(sample.images) or stage.data[source].replay != "none"
+
+
+def _taken(model: Any, sample: Sample) -> str:
+    branch = branch_of(sample)
+    return branch if branch in model.branches else "image"
+
+
+def teaching(model: Any, stage: Stage, samples: Samples) -> dict[str, list[Sample]]:
+    """Those that teach in this stage, without the sources of which nothing is left."""
+    useful = {b: teaches(model, stage, b) for b in model.branches}
+    found = {
+        name: [s for s in content if not s.images or useful[_taken(model, s)]] for name, content in samples.items()
+    }
+    return {name: content for name, content in found.items() if content}
+
+
+def check(model: Any, stage: Stage, samples: Samples, *, where: str) -> None:
+    """Whether any sample teaches something, and a gate that is to be fitted finds both branches.
+
+    Raises:
+        RecipeError: all samples take a branch on which nothing that trains acts; or one alone where a gate is fitted.
+    """
+    everything = [s for name, content in samples.items() for s in content if _pictured(s, stage, name)]
+    found = {_taken(model, s) for s in everything}
+    if everything and not any(teaches(model, stage, branch) for branch in found):
+        raise RecipeError(
+            f"all samples with a picture take the branch {' or '.join(sorted(found))!s}, where"
+            f" {' and '.join(stage.parts)} does nothing",
+            expected="samples whose answers have boxes, or that say `branch: grounding` in their meta",
+            fix="Add such samples, or train the projector too.",
+            where=f"{where}.data",
+        )
+    if fits(model, stage) is not None and len(found) < 2:
+        raise RecipeError(
+            f"all samples with a picture take the branch {' or '.join(found) or 'none'}",
+            expected="samples of both, image and grounding, from which the gate learns to tell them apart",
+            fix="Add the others to `data`: those that nothing here learns from are read by the gate alone.",
+            where=f"{where}.data",
+        )
+
+
+def fit(model: Any, stage: Stage, samples: Samples) -> dict[str, Any]:
+    """Fit the gate on the questions of the stage's samples; returns what it then says to those that were held out."""
+    graft = fits(model, stage)
+    assert graft is not None
+    everything = [s for content in samples.values() for s in content][:MOST]
+    seen, means, branches = experts.questions(model, everything)
+    held = _held_out(means, branches)
+    graft.learn_branch(means[~held], branches[~held])
+    right = branches[held] == graft.choose_branch(means[held])
+    return {
+        "questions": len(seen),
+        "held_out": int(held.sum()),
+        "accuracy": float(right.float().mean()) if len(right) else None,
+        "confusion": experts.confusion(model, [s for s, out in zip(seen, held.tolist(), strict=True) if out]),
+    }
+
+
+def _held_out(means: Tensor, branches: Tensor) -> Tensor:
+    """Which of n questions are held out, bool [n]: all that read alike together, about one in `HELD` of each branch."""
+    texts = [identity.hash_tensor(m) for m in means.cpu()]
+    out: set[str] = set()
+    for branch in branches.unique().tolist():
+        own = sorted({text for text, b in zip(texts, branches.tolist(), strict=True) if b == branch})
+        out |= set(own[: max(1, len(own) // HELD)]) if len(own) > 1 else set()
+    held = torch.tensor([text in out for text in texts], device=branches.device)
+    missing = set(branches.tolist()) - set(branches[~held].tolist())
+    return torch.zeros_like(held) if missing else held
+
+
+def told(report: Mapping[str, Any]) -> str:
+    """A gate's report in a line or two for people."""
+    if not report["held_out"]:
+        return f"gate fitted on {report['questions']} questions, too few different ones to hold any out"
+    rows: Sequence[str] = [
+        f"{want} -> {', '.join(f'{got} {n}' for got, n in row.items())}" for want, row in report["confusion"].items()
+    ]
+    return (
+        f"gate: {report['accuracy']:.1%} of {report['held_out']} held-out questions right of {report['questions']}"
+        f" ({'; '.join(rows)})"
+    )
