@@ -3,9 +3,9 @@
     y = a * FFN(u) + (1 - a) * sum_e w_e E_e(u)        w = the best k of softmax(u W), scaled to the sum 1
 
 arXiv:2410.10491, later called TWIST. No code is published; its base is MoE-LLaVA, whose code gives the routing, the
-balance loss and the layers with experts. Reported: both paths share attention and residual, and one gate for a request,
-a = 1 or a = 0, set by a classifier that reads the prompt (BERT in the paper). Our reconstruction, for nothing was found:
-what experts start as, a soft gate, what a sparse gate is held to, and the classifier by word embeddings.
+balance loss and the layers with experts. Reported: both paths share attention and residual; one gate for a request,
+a = 1 or 0, set by a classifier that reads the prompt (BERT in the paper). Our reconstruction, for nothing was found:
+what experts start as, a soft gate, what a sparse one is held to, and the classifier by word embeddings.
 Shapes: B rows, T positions, D width of the LLM, N experts, k of them for each token.
 """
 
