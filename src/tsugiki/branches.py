@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tsugiki.configuration import TsugikiOutput
 from tsugiki.errors import InputError, PromptError, UnknownNameError
-from tsugiki.types import BRANCHES
+from tsugiki.grafts._context import TsugikiCache
+from tsugiki.types import BRANCHES, PAD, TEXT
 
 TEXT_ROW = BRANCHES["text"]
 _ROWS = (
@@ -27,6 +28,58 @@ _ROWS = (
     "labels",
     "branch",
 )
+
+
+def of_rows(
+    model: Any,
+    kinds: Tensor,
+    branch: Tensor | str | None,
+    past: Any = None,
+    *,
+    input_ids: Tensor | None = None,
+    question: Tensor | None = None,
+) -> Tensor | None:
+    """The branch of each row, int64 [B], "text" for those without an image; None where all rows run alike.
+
+    Args:
+        kinds: int64 [B, T] of this forward.
+        branch, question: as in the composite's forward.
+        past: a cache; its branch and its rows with images go on.
+        input_ids: int64 [B, T], for a graft that decides by the question's words.
+
+    Raises:
+        UnknownNameError, InputError: as `numbers`.
+    """
+    if len(model.branches) == 1 and model.keeps_prefix:
+        return None
+    given = numbers(branch, len(kinds), kinds.device)
+    seen = ((kinds != TEXT) & (kinds != PAD)).any(1)
+    cached = past if isinstance(past, TsugikiCache) and past.token_kind is not None else None
+    if cached is not None and cached.rows is not None:
+        seen = seen | cached.rows
+    if given is None:
+        if cached is not None:
+            chosen = torch.full_like(kinds[:, 0], BRANCHES[cached.branch])
+        elif question is not None and input_ids is not None and model.chooses_branch:
+            chosen = _chosen(model, input_ids, question)
+        else:
+            chosen = torch.full_like(kinds[:, 0], BRANCHES["image"])
+        return torch.where(seen, chosen, TEXT_ROW)
+    known = torch.tensor([TEXT_ROW, *(BRANCHES[b] for b in model.branches)], device=given.device)
+    given = torch.where(torch.isin(given, known), given, BRANCHES["image"])
+    if isinstance(branch, str):
+        return torch.where(seen, given, TEXT_ROW)
+    # The image of a row may come with a later part of its prompt: the caller knows.
+    return torch.where(seen & (given == TEXT_ROW), BRANCHES["image"], given)
+
+
+@torch.no_grad()
+def _chosen(model: Any, input_ids: Tensor, question: Tensor) -> Tensor:
+    """What the first graft that decides says: ids and marks [B, T] -> int64 [B]."""
+    words = model.decoder.embed(model._safe(input_ids)).float() * question[..., None]
+    mean = words.sum(1) / question.sum(1, keepdim=True).clamp(min=1)
+    chosen: Tensor = next(g for g in model.grafts if g.chooses_branch).choose_branch(mean)
+    return chosen
 
 
 def numbers(branch: Tensor | str | None, rows: int, device: torch.device) -> Tensor | None:

@@ -26,7 +26,6 @@ class SeeingGeneration(GenerationMixin):
     decoder: Any
     placeholder_id: Any
     on_text: Any
-    branch_rows: Any
     _safe: Any
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +62,7 @@ class SeeingGeneration(GenerationMixin):
         ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         branch, question = kwargs.pop("branch", None), kwargs.pop("question", None)
         if ids is not None and kwargs.get("token_kind") is not None:
-            rows = self.branch_rows(branch, kwargs["token_kind"], past, input_ids=ids, question=question)
+            rows = branches.of_rows(self, kwargs["token_kind"], branch, past, input_ids=ids, question=question)
             if rows is not None:
                 kwargs["branch"] = rows
                 if len(branches.groups(rows)) > 1:

@@ -31,7 +31,7 @@ from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders, 
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft, refuse_unregistered
 from tsugiki.grafts._context import KEYWORD, Context, TsugikiCache
-from tsugiki.types import BRANCHES, PAD, TEXT, Guarantee, How, ImageSource, Message, Sample, VisualTokens
+from tsugiki.types import Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
 
 
@@ -110,7 +110,12 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
 
     @property
     def prefix_exact(self) -> bool:
-        return self.guarantee == "exact" and all(cast(Graft, g).prefix_exact for g in self.grafts)
+        return self.guarantee == "exact" and self.keeps_prefix
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether text before the first image is the same on every path: its keys and values may be shared."""
+        return all(cast(Graft, g).prefix_exact for g in self.grafts)
 
     @property
     def on_text(self) -> bool:
@@ -336,7 +341,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         asked = use_cache
         if use_cache is None:
             use_cache = labels is None and not self.training and bool(self.language_model.config.use_cache)
-        rows, name = self.branch_rows(branch, kinds, past, input_ids=input_ids, question=question), "image"
+        rows, name = branches.of_rows(self, kinds, branch, past, input_ids=input_ids, question=question), "image"
         if rows is not None and with_image:
             if len(found := branches.groups(rows)) > 1:
                 branches.refuse_cache(past, asked)
@@ -350,7 +355,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         )
         cache = None if recomputed else self._cache(past, use_cache, attention_mask, shape, device, name)
         if cache is not None and rows is not None:
-            cache.take_rows(rows != branches.TEXT_ROW, prefix_exact=self._prefix_exact)
+            cache.take_rows(rows != branches.TEXT_ROW, prefix_exact=self.keeps_prefix)
         context_visual, images = _with_past(cache, visual, images)
         if position_ids is None and "position_ids" in self._llm_keywords:
             position_ids = _positions(attention_mask, shape[1])
@@ -371,56 +376,6 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         penalties = [p for g in self.grafts if (p := cast(Graft, g).penalty(context)) is not None]
         return self._scored(output, labels, keep, num_items_in_batch, penalties)
 
-    @property
-    def _prefix_exact(self) -> bool:
-        """Whether text before the first image is the same on the text path as on any other."""
-        return all(cast(Graft, g).prefix_exact for g in self.grafts)
-
-    def branch_rows(
-        self,
-        branch: Tensor | str | None,
-        kinds: Tensor,
-        past: Any = None,
-        *,
-        input_ids: Tensor | None = None,
-        question: Tensor | None = None,
-    ) -> Tensor | None:
-        """The branch of each row, int64 [B], "text" for those without an image; None where all rows run alike.
-
-        Args:
-            branch, question: as in `forward`.
-            kinds: int64 [B, T] of this forward.
-            past: a cache; its branch and its rows with images go on.
-            input_ids: int64 [B, T], for a graft that decides by the question's words.
-        """
-        if len(self.branches) == 1 and self._prefix_exact:
-            return None
-        given = branches.numbers(branch, len(kinds), kinds.device)
-        seen = ((kinds != TEXT) & (kinds != PAD)).any(1)
-        if isinstance(past, TsugikiCache) and past.rows is not None:
-            seen = seen | past.rows
-        if given is None:
-            if isinstance(past, TsugikiCache) and past.token_kind is not None:
-                chosen = torch.full_like(kinds[:, 0], BRANCHES[past.branch])
-            elif question is not None and input_ids is not None and self.chooses_branch:
-                chosen = self._routed(input_ids, question)
-            else:
-                chosen = torch.full_like(kinds[:, 0], BRANCHES["image"])
-            return torch.where(seen, chosen, branches.TEXT_ROW)
-        image, known = BRANCHES["image"], [branches.TEXT_ROW, *(BRANCHES[b] for b in self.branches)]
-        given = torch.where(torch.isin(given, torch.tensor(known, device=given.device)), given, image)
-        if isinstance(branch, str):
-            return torch.where(seen, given, branches.TEXT_ROW)
-        # The image of a row may come with a later part of its prompt: the caller knows.
-        return torch.where(seen & (given == branches.TEXT_ROW), image, given)
-
-    @torch.no_grad()
-    def _routed(self, input_ids: Tensor, question: Tensor) -> Tensor:
-        """What the first graft that decides says: ids and marks [B, T] -> int64 [B]."""
-        words = self.decoder.embed(self._safe(input_ids)).float() * question[..., None]
-        mean = words.sum(1) / question.sum(1, keepdim=True).clamp(min=1)
-        return next(cast(Graft, g) for g in self.grafts if cast(Graft, g).chooses_branch).choose_branch(mean)
-
     def _cache(
         self,
         past: Cache | None,
@@ -437,7 +392,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         if isinstance(past, TsugikiCache):
             return past
         length = int(past.get_seq_length())
-        if length and (self.on_text or not self._prefix_exact):
+        if length and (self.on_text or not self.keeps_prefix):
             raise PromptError(
                 "this cache was computed without the grafts, which act on text before an image too",
                 expected="a cache that this model returned",

@@ -106,18 +106,24 @@ def test_a_run_that_goes_on_keeps_the_gate(tmp_path: Path) -> None:
     assert torch.equal(again.graft("lynx").classifier.weight, whole.graft("lynx").classifier.weight)
 
 
-@pytest.mark.parametrize("gate", ["prompt", "task"])
-def test_a_stage_without_a_sample_that_teaches_is_refused(tmp_path: Path, gate: str) -> None:
-    with pytest.raises(RecipeError, match="take the branch image, where graft.lynx does nothing.*boxes") as told:
-        run(made(gate), tmp_path, recipe("graft.lynx"), samples()[1::2])
+def test_without_a_gate_to_fit_every_sample_has_to_teach(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is of the branch 'image', which does not train here"):
+        run(made("task"), tmp_path, recipe("graft.lynx"))
+    replayed = Sample(id="text", messages=(Message.of("user", "Hello?"), Message.of("assistant", "Hello.")))
+    fields = recipe("graft.lynx", data={"train": {"replay": "in_picture"}})
+    with pytest.raises(RecipeError, match="'text' is of the branch 'image'"):
+        run(made("task"), tmp_path, fields, [*samples()[::2], replayed])
+    assert not (tmp_path / "run").exists()
+    run(made("soft"), tmp_path, recipe("graft.lynx", steps=1))  # it acts on every branch
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_gate_needs_both_kinds_of_questions(tmp_path: Path, first: int) -> None:
+    alone = ("grounding", "image")[first]
+    with pytest.raises(RecipeError, match=f"branch {alone}; expected samples of both") as told:
+        run(made(), tmp_path, recipe("graft.lynx"), samples()[first::2])
     assert "stages.0.data" in str(told.value) and not (tmp_path / "run").exists()
-    run(made("soft"), tmp_path, recipe("graft.lynx", steps=1), samples()[1::2])  # it acts on every branch
-
-
-def test_a_gate_needs_both_kinds_of_questions(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="branch grounding; expected samples of both"):
-        run(made(), tmp_path, recipe("graft.lynx"), samples()[::2])
-    assert "gate" not in run(made("task"), tmp_path, recipe("graft.lynx", steps=1), samples()[::2]).reports.get("0", {})
+    assert run(made("task"), tmp_path, recipe("graft.lynx", steps=1), samples()[::2]).reports == {}
 
 
 def test_few_questions_are_all_learned_from(tmp_path: Path) -> None:

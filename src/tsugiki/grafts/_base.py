@@ -164,9 +164,9 @@ class Graft(nn.Module):
         """Whether training the named parts of it (all of it if none is named) has a gradient on text alone."""
         return False
 
-    def teaches(self, branch: str) -> bool:
-        """Whether training it has a gradient on a row with an image that takes this branch."""
-        return True
+    def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
+        """Branches of the samples that give its named parts (all where none is named) a gradient; None = any."""
+        return None
 
     def penalty(self, context: Context) -> Tensor | None:
         """What it adds to the loss of a label token in training; None where it has nothing to add.

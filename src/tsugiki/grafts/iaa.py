@@ -138,6 +138,10 @@ class Graft(Base):
         names = [n for n, _ in self.named_parameters()]
         return {b: [n for n in names if n.startswith(f"sets.{b}.")] for b in self.branches}
 
+    def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
+        names = frozenset(parts or self.branches)
+        return None if "image" in names and names.issuperset(self.branches) else names
+
     def begin_stage(self, changes: Mapping[str, Any], trained: Sequence[str]) -> None:
         source = changes.get("inherit")
         for name in trained:

@@ -11,7 +11,7 @@ Shapes: B rows, T positions, D width of the LLM, N experts, k of them for each t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -199,8 +199,8 @@ class Graft(Base):
         assert self.classifier is not None
         self.classifier.fit(question, branch == BRANCHES[GROUNDING])
 
-    def teaches(self, branch: str) -> bool:
-        return self.gate is not None or branch == GROUNDING
+    def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
+        return None if self.gate is not None else frozenset({GROUNDING})
 
     def parts(self) -> dict[str, list[str]]:
         """Experts, routers and the soft gate, those that there are."""

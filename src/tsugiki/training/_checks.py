@@ -24,10 +24,20 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
             parts.check(model, stage.parts, where=where)
             losses.get(stage.loss, where=f"{where}.loss")
             warming.check(stage, where=where)
+            if plan.parallel == "fsdp" and len(model.branches) > 1:
+                raise RecipeError(
+                    "parallel: fsdp with a model of several branches",
+                    expected="parallel: ddp, or grafts with one branch",
+                    fix="Its branches run in forwards of their own, and processes with sharded weights would not meet.",
+                    where="parallel",
+                )
             samples = sources.load(stage, given, where=where)
+            if gating.fits(model, stage) is not None:
+                gating.check(model, stage, samples, where=where)
+            elif (taught := parts.taught_by(model, stage.parts)) is not None:
+                sources.refuse_idle_branches(samples, stage, model.branches, taught, where=where)
             if not parts.teaches_text(model, stage.parts):
                 sources.refuse_idle_text(samples, stage, where=where)
-            gating.check(model, stage, samples, where=where)
             loaded.append(samples)
     finally:
         for graft in model.grafts:

@@ -1,4 +1,4 @@
-"""Samples by the branch that they ask for: which of them teach in a stage, and what a gate learns from all of them."""
+"""The gate of a stage whose graft decides on branches by itself: what it is fitted on, and what it then says."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tsugiki import identity
 from tsugiki.data.branch import branch_of
 from tsugiki.errors import RecipeError
 from tsugiki.evals import experts
+from tsugiki.training import parts
 from tsugiki.training.recipe import Stage
 from tsugiki.types import Sample
 
@@ -25,22 +26,24 @@ HELD = 5
 
 def fits(model: Any, stage: Stage) -> Any | None:
     """The graft whose gate this stage fits, if there is one."""
-    return next((g for g in model.grafts if g.chooses_branch and _trains(g, stage)), None)
+    trained = {part.split(".")[1] for part in stage.parts if part.startswith("graft.")}
+    return next((g for g in model.grafts if g.chooses_branch and g.name in trained), None)
 
 
-def _trains(graft: Any, stage: Stage) -> bool:
-    return any(part.split(".")[:2] == ["graft", graft.name] for part in stage.parts)
+def check(model: Any, stage: Stage, samples: Samples, *, where: str) -> None:
+    """Whether a gate that is to be fitted finds samples of several branches.
 
-
-def teaches(model: Any, stage: Stage, branch: str) -> bool:
-    """Whether a row with an image that takes this branch has a gradient from what trains."""
-    if not stage.parts or any(not part.startswith("graft.") for part in stage.parts):
-        return True
-    return any(g.teaches(branch) for g in model.grafts if _trains(g, stage))
-
-
-def _pictured(sample: Sample, stage: Stage, source: str) -> bool:
-    return bool(sample.images) or stage.data[source].replay != "none"
+    Raises:
+        RecipeError: it finds one alone.
+    """
+    found = {_taken(model, s) for content in samples.values() for s in content if s.images}
+    if len(found) < 2:
+        raise RecipeError(
+            f"all samples with a picture take the branch {' or '.join(found) or 'none'}",
+            expected="samples of both, image and grounding, from which the gate learns to tell them apart",
+            fix="Add the others to `data`: those from which nothing else learns are read by the gate alone.",
+            where=f"{where}.data",
+        )
 
 
 def _taken(model: Any, sample: Sample) -> str:
@@ -49,37 +52,14 @@ def _taken(model: Any, sample: Sample) -> str:
 
 
 def teaching(model: Any, stage: Stage, samples: Samples) -> dict[str, list[Sample]]:
-    """Those that teach in this stage, without the sources of which nothing is left."""
-    useful = {b: teaches(model, stage, b) for b in model.branches}
+    """Those from which more learns than the gate, without the sources of which nothing is left."""
+    taught = parts.taught_by(model, stage.parts)
+    if taught is None or fits(model, stage) is None:
+        return dict(samples)
     found = {
-        name: [s for s in content if not s.images or useful[_taken(model, s)]] for name, content in samples.items()
+        name: [s for s in content if not s.images or _taken(model, s) in taught] for name, content in samples.items()
     }
     return {name: content for name, content in found.items() if content}
-
-
-def check(model: Any, stage: Stage, samples: Samples, *, where: str) -> None:
-    """Whether any sample teaches something, and a gate that is to be fitted finds both branches.
-
-    Raises:
-        RecipeError: all samples take a branch on which nothing that trains acts; or one alone where a gate is fitted.
-    """
-    everything = [s for name, content in samples.items() for s in content if _pictured(s, stage, name)]
-    found = {_taken(model, s) for s in everything}
-    if everything and not any(teaches(model, stage, branch) for branch in found):
-        raise RecipeError(
-            f"all samples with a picture take the branch {' or '.join(sorted(found))!s}, where"
-            f" {' and '.join(stage.parts)} does nothing",
-            expected="samples whose answers have boxes, or that say `branch: grounding` in their meta",
-            fix="Add such samples, or train the projector too.",
-            where=f"{where}.data",
-        )
-    if fits(model, stage) is not None and len(found) < 2:
-        raise RecipeError(
-            f"all samples with a picture take the branch {' or '.join(found) or 'none'}",
-            expected="samples of both, image and grounding, from which the gate learns to tell them apart",
-            fix="Add the others to `data`: those that nothing here learns from are read by the gate alone.",
-            where=f"{where}.data",
-        )
 
 
 def fit(model: Any, stage: Stage, samples: Samples) -> dict[str, Any]:

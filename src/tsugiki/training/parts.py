@@ -124,6 +124,19 @@ def teaches_text(model: Any, rates: Mapping[str, float]) -> bool:
     return any(model.graft(n).teaches_text([k[2] for k in asked if k[1] == n and len(k) > 2]) for n in names)
 
 
+def taught_by(model: Any, rates: Mapping[str, float]) -> frozenset[str] | None:
+    """Branches of the samples that have a gradient; None = any sample with a picture has one."""
+    found: set[str] = set()
+    for name in {part.split(".")[1] for part in rates if part.startswith("graft.")}:
+        graft = model.graft(name)
+        own = [p.split(".")[2] for p in rates if p.startswith(f"graft.{name}.")]
+        branches = graft.taught_by(own)
+        if branches is None:
+            return None
+        found |= branches
+    return frozenset(found) if all(part.startswith("graft.") for part in rates) else None
+
+
 def trained_parts(graft: Any, rates: Mapping[str, float]) -> list[str]:
     """Those of a graft's sub-parts that train: all of them where it trains as a whole."""
     whole = f"graft.{graft.name}"

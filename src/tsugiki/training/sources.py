@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from tsugiki.data import schema
+from tsugiki.data.branch import branch_of
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.files import sha256_file
 from tsugiki.data.images import content_key
@@ -99,6 +100,37 @@ def digest(content: Sequence[Sample] | str | Path) -> str:
         record = schema.to_record(sample, names)
         total.update(json.dumps(record, ensure_ascii=False, sort_keys=True, default=str).encode())
     return total.hexdigest()
+
+
+def refuse_idle_branches(
+    samples: Mapping[str, Sequence[Sample]],
+    stage: Stage,
+    known: Sequence[str],
+    taught: frozenset[str],
+    *,
+    where: str,
+) -> None:
+    """A sample of a branch that does not train has no gradient.
+
+    Args:
+        known: the branches that the model tells apart.
+        taught: those that train.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    for name, content in samples.items():
+        for sample in content:
+            branch = branch_of(sample)
+            branch = branch if branch in known else "image"
+            pictured = sample.images or stage.data[name].replay != "none"
+            if pictured and branch not in taught:
+                raise RecipeError(
+                    f"sample {sample.id!r} is of the branch {branch!r}, which does not train here",
+                    expected=f"samples of {' or '.join(sorted(taught))}",
+                    fix="Leave it out, train that branch too, or say what it is for: meta: {branch: ...}.",
+                    where=sample.where or f"{where}.data.{name}",
+                )
 
 
 def refuse_idle_text(samples: Mapping[str, Sequence[Sample]], stage: Stage, *, where: str) -> None:

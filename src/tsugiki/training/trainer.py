@@ -195,7 +195,7 @@ class _Session:
         everything = here.in_turn(lambda: self._samples(index))
         samples = gating.teaching(self.model, stage, everything)
         if idle := sum(map(len, everything.values())) - sum(map(len, samples.values())):
-            display.say(f"{name}: {idle} samples take a branch on which nothing here trains; they are left out")
+            display.say(f"{name}: {idle} samples are read by the gate alone: their branch does not train here")
         cache = self.features, self.cache_limit
         features = here.in_turn(lambda: feed.encode(self.model, stage, samples, *cache, display))
         if stage.warm_start is not None and start is None:
