@@ -38,10 +38,15 @@ class Router(nn.Module):
 
     def forward(self, u: Tensor) -> tuple[Tensor, Routing]:
         """u [n, D] -> weights [n, k] of the chosen experts, and which these are."""
-        p = self.scores(u).softmax(-1)
+        p = probabilities(self.scores(u))
         best, chosen = p.topk(self.top_k, dim=-1)
         whole = best.detach() if self.top_k == 1 else best.sum(-1, keepdim=True)
         return best / whole, Routing(p, chosen)
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """Scores [n, N] -> [n, N], in full precision also under autocast: a router is not to round."""
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def dispatch(u: Tensor, experts: nn.ModuleList, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class CopiedMixture(nn.Module):
         y: Tensor = self.mixture(x)
         # Asked a second time: what it said the first time stays inside the block.
         scores, _, chosen = self.mixture.get_submodule(self.router_name)(x.flatten(0, 1))
-        return y.to(u.dtype), Routing(scores.softmax(-1), chosen)
+        return y.to(u.dtype), Routing(probabilities(scores), chosen)
 
 
 class LowRank(nn.Module):
@@ -160,7 +165,7 @@ def entropy(routing: Routing, real: Tensor) -> Tensor:
 
 def mean(values: Tensor, real: Tensor) -> Tensor:
     """Over the tokens that count: values [n, ...], real float [n] -> [...]."""
-    total: Tensor = torch.tensordot(real, values, 1)
+    total = (values * real.view(-1, *[1] * (values.dim() - 1))).sum(0)
     return total / real.sum().clamp(min=1)
 
 
