@@ -291,14 +291,31 @@ def test_another_rows_branch_changes_nothing(side: str) -> None:
 
 @pytest.mark.parametrize("options", [{"branch": "image"}, {"branch": "grounding"}, {"gate": "soft"}], ids=str)
 @pytest.mark.parametrize("cache", [None, "static"])
-def test_cached_equals_uncached(options: dict[str, Any], cache: str | None) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+def test_cached_equals_uncached(options: dict[str, Any], cache: str | None, beams: int) -> None:
     model = made(gate=options.get("gate", "task"))
     inputs = request(model, ROWS, side="left")
     given = {"branch": torch.tensor([BRANCHES[options["branch"]]] * 4)} if "branch" in options else {}
-    told = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    told = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "num_beams": beams}
     slow = model.generate(**inputs, **given, **told, use_cache=False)
     fast = model.generate(**inputs, **given, **told, cache_implementation=cache)
     assert torch.equal(slow, fast)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt2"])
+def test_a_prompt_of_the_grounding_branch_may_be_read_in_parts(family: str) -> None:
+    model = made(family)
+    inputs = request(model, [[4, "i", 6, "i", 5]])
+    whole = logits(model, inputs, branch="grounding")
+    visual = model.frontend(pixel_values=inputs["pixel_values"])
+    cache, parts = None, []
+    for start, end in ((0, 5), (5, 9), (9, whole.shape[1])):
+        piece = {k: inputs[k][:, start:end] for k in ("input_ids", "token_kind", "image_index")}
+        with torch.no_grad():
+            mask = inputs["attention_mask"][:, :end]
+            out = model(**piece, attention_mask=mask, visual=visual, cache=cache, use_cache=True, branch="grounding")
+        cache, _ = out.cache, parts.append(out.logits)
+    close(torch.cat(parts, 1), whole)
 
 
 def test_a_cache_of_the_other_branch_is_refused() -> None:
