@@ -90,9 +90,9 @@ def test_tokens_are_made_once() -> None:
     collator = built.processor.collator(labels=True)
 
     class Counted:
-        def encode(self, sample: Sample) -> Any:
+        def item(self, sample: Sample) -> Any:
             calls.append(sample.id)
-            return collator.encode(sample)
+            return collator.item(sample)
 
     encoder = Encoder(Counted(), remember=3)  # type: ignore[arg-type]
     data = samples(4)
