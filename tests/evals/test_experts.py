@@ -93,6 +93,11 @@ def test_confusion_is_of_samples_with_a_picture() -> None:
     assert experts.confusion(made(), samples()) == {}  # a model that is told decides nothing
 
 
+def test_a_picture_without_a_word() -> None:
+    silent = Sample(id="silent", messages=(Message.of("user", "", (tiny_images(1)[0],)),))
+    assert torch.equal(experts.questions(made(gate="prompt"), [silent])[1], torch.zeros(1, 32))
+
+
 def test_the_mean_is_what_the_model_decides_by() -> None:
     model = made(gate="prompt")
     asked: list[torch.Tensor] = []

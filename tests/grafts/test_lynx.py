@@ -148,6 +148,9 @@ def test_dispatch_runs_each_expert_on_its_tokens_alone_and_drops_none() -> None:
     y, routing = mixture(torch.randn(2, 50, 8))
     assert routing is not None and sum(sizes) == 2 * 100 and y.shape == (2, 50, 8)
     assert sizes == torch.bincount(routing.chosen.flatten(), minlength=4).tolist()
+    sizes.clear()
+    mixture(torch.randn(1, 1, 8))
+    assert sizes == [1, 1]  # an expert without tokens is not called
 
 
 @given(st.integers(2, 4), st.integers(1, 3), st.integers(1, 9), st.data())
@@ -589,6 +592,7 @@ def test_llm_or_inserted() -> None:
         ({"every": True}, "every = True"),
         ({"layers": (4,)}, "different numbers from 0 to 3"),
         ({"layers": ()}, "different numbers"),
+        ({"layers": ("first",)}, "different numbers"),
         ({"rank": 0}, "rank = 0"),
         ({"balance": -1}, "balance = -1"),
         ({"gate_sparsity": float("nan")}, "gate_sparsity = nan"),

@@ -31,9 +31,10 @@ def questions(model: Any, samples: Sequence[Sample]) -> tuple[list[Sample], Tens
     means = []
     for sample in seen:
         encoded = collate.encode(sample)
-        ids = torch.tensor([i for i, own in zip(encoded.input_ids, encoded.question, strict=True) if own])
+        ids = [i for i, own in zip(encoded.input_ids, encoded.question, strict=True) if own]
         with torch.no_grad():
-            means.append(model.decoder.embed(ids.to(device)).float().mean(0))
+            words = model.decoder.embed(torch.tensor(ids, dtype=torch.long, device=device)).float()
+        means.append(words.sum(0) / max(len(ids), 1))
     branches = torch.tensor([BRANCHES[branch_of(s)] for s in seen], dtype=torch.long, device=device)
     return seen, torch.stack(means) if means else torch.zeros(0, model.decoder.embedding_size), branches
 

@@ -55,7 +55,7 @@ def dispatch(u: Tensor, experts: nn.ModuleList, weights: Tensor, chosen: Tensor)
     order = chosen.flatten().argsort(stable=True)  # [n * k], places of `chosen` by expert
     counts = torch.bincount(chosen.flatten(), minlength=len(experts)).tolist()
     parts = u[order // k].split(counts)
-    found = torch.cat([expert(part[None])[0] for expert, part in zip(experts, parts, strict=True)])
+    found = torch.cat([expert(part[None])[0] for expert, part in zip(experts, parts, strict=True) if len(part)])
     outputs = torch.empty_like(found)
     outputs[order] = found
     mixed: Tensor = (outputs.unflatten(0, (-1, k)) * weights[..., None]).sum(1)

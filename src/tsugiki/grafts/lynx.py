@@ -139,7 +139,8 @@ class Graft(Base):
         """Places, among the candidates, of the layers with experts."""
         count, layers, every = len(found), self.config.layers, self.config.every
         if layers is not None:
-            if not layers or len(set(layers)) != len(layers) or not all(0 <= i < count for i in layers):
+            inside = all(isinstance(i, int) and 0 <= i < count for i in layers)
+            if not layers or len(set(layers)) != len(layers) or not inside:
                 raise InputError(
                     f"layers = {layers!r}", expected=f"different numbers from 0 to {count - 1}", where="lynx.layers"
                 )
@@ -205,7 +206,7 @@ class Graft(Base):
     def parts(self) -> dict[str, list[str]]:
         """Experts, routers and the soft gate, those that there are."""
         names = [n for n, _ in self.named_parameters()]
-        router = [n for n in names if ".router." in n or any(f".{r}." in n for r in self._routers())]
+        router = [n for n in names if ".router." in n or any(f".mixture.{r}." in n for r in self._routers())]
         gate = [n for n in names if n.startswith("gate.")]
         experts = [n for n in names if n not in {*router, *gate}]
         return {k: v for k, v in {"experts": experts, "router": router, "gate": gate}.items() if v}

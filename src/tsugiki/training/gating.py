@@ -18,8 +18,8 @@ from tsugiki.types import Sample
 
 Samples = Mapping[str, list[Sample]]
 
-MOST = 4000
-"""Samples that a gate is fitted on."""
+MOST = 2000
+"""Samples of each branch that a gate is fitted on."""
 HELD = 5
 """One of so many different questions is held out."""
 
@@ -66,8 +66,10 @@ def fit(model: Any, stage: Stage, samples: Samples) -> dict[str, Any]:
     """Fit the gate on the questions of the stage's samples; returns what it then says to those that were held out."""
     graft = fits(model, stage)
     assert graft is not None
-    everything = [s for content in samples.values() for s in content][:MOST]
-    seen, means, branches = experts.questions(model, everything)
+    kinds: dict[str, list[Sample]] = {}
+    for sample in (s for content in samples.values() for s in content if s.images):
+        kinds.setdefault(_taken(model, sample), []).append(sample)
+    seen, means, branches = experts.questions(model, [s for kind in kinds.values() for s in kind[:MOST]])
     held = _held_out(means, branches)
     graft.learn_branch(means[~held], branches[~held])
     right = branches[held] == graft.choose_branch(means[held])
