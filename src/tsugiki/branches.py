@@ -162,7 +162,9 @@ def forward(
         return TsugikiOutput(logits=logits)
     label_rows = torch.cat([rows[part.label_rows] for (_, rows), part in zip(found, parts, strict=True)])
     order = label_rows.argsort(stable=True)
+    added = [part.penalty * (len(part.label_ids) / max(len(order), 1)) for part in parts if part.penalty is not None]
     return TsugikiOutput(
+        penalty=torch.stack(added).sum() if added else None,
         loss=torch.stack([part.loss for part in parts]).sum() / (items if items is not None else max(len(order), 1)),
         logits=torch.cat([part.logits for part in parts], dim=1)[:, order],
         label_ids=torch.cat([part.label_ids for part in parts])[order],

@@ -41,6 +41,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "lynx": Preset(grafts=("lynx",), recipe="lynx-demo"),  # recipe `lynx` has the paper's base
     "wings": Preset(grafts=("wings",), recipe="wings-demo"),  # recipe `wings` trains the LLM, which this leaves frozen
 }
 """Presets that are more than a graft and the recipe of its name."""

@@ -383,7 +383,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, KEYWORD: context}
         with _context.running(context):
             output = self.language_model(**_given(common))
-        return self._scored(output, labels, keep, num_items_in_batch)
+        penalties = [p for g in self.grafts if (p := cast(Graft, g).penalty(context)) is not None]
+        return self._scored(output, labels, keep, num_items_in_batch, penalties)
 
     def _cache(
         self,
@@ -429,7 +430,12 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         return int(pad) if pad is not None else 0
 
     def _scored(
-        self, output: Any, labels: Tensor | None, keep: Tensor | None, num_items: Tensor | int | None
+        self,
+        output: Any,
+        labels: Tensor | None,
+        keep: Tensor | None,
+        num_items: Tensor | int | None,
+        penalties: Sequence[Tensor] = (),
     ) -> TsugikiOutput:
         result = TsugikiOutput(
             logits=output.logits,
@@ -443,6 +449,9 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         target = labels.flatten()[keep + 1]  # positions never end a row, see _label_positions
         logits = output.logits.flatten(0, -2).float()
         total = F.cross_entropy(logits, target.to(logits.device), reduction="sum")
+        if penalties:  # the mean over label tokens, like the rest: accumulated batches add up to the step's
+            result.penalty = torch.stack([p.to(total.device) for p in penalties]).sum()
+            total = total + int(keep.numel()) * result.penalty
         count = num_items if num_items is not None else max(int(keep.numel()), 1)
         result.loss = total / (count.to(total.device) if isinstance(count, Tensor) else count)
         result.label_ids, result.label_rows = target, keep // labels.shape[1]

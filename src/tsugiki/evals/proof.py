@@ -22,7 +22,7 @@ import transformers
 from tsugiki import identity, store
 from tsugiki.data.files import atomic_write
 from tsugiki.errors import InputError, ProofError
-from tsugiki.evals import _claims, _reference
+from tsugiki.evals import _claims, _pictured, _reference
 from tsugiki.evals.prompts import Given, Prompt, collect
 from tsugiki.types import Check, Proof
 
@@ -198,6 +198,8 @@ def _checks(
     yield _claims.answers(model, ref, asked, answers, max_new_tokens, seed)
     if model.prefix_exact:
         yield _claims.prefix(model, ref, asked)
+    if _pictured.compared(model, ref):
+        yield _pictured.pictures(model, ref, max_new_tokens)
 
 
 def _load(against: Any, model: Any) -> Any:

@@ -47,6 +47,8 @@ class Site:
     name: str = ""
     on_text: bool = False
     """Whether the site runs on requests without an image too: then the graft's guarantee is `bounded`."""
+    branches: frozenset[str] | None = None
+    """The branches under which it runs; under any other one it is as if it were not there. None = all."""
     again: bool = False
     """Of an `after` site: its function is f(y, x, context, again), and again(module, y) runs another module with all
     else that this one was given (masks, positions, cache)."""
@@ -88,6 +90,11 @@ class Graft(nn.Module):
         return self.PREFIX_EXACT
 
     @property
+    def image_exact(self) -> bool:
+        """Whether requests of the branch "image" come out, bit for bit, as without it."""
+        return False
+
+    @property
     def on_text(self) -> bool:
         """Whether the graft also acts on requests without an image."""
         return False
@@ -110,6 +117,15 @@ class Graft(nn.Module):
 
         Returns:
             int64 [B], numbers of `BRANCHES`.
+        """
+        raise NotImplementedError("abstract")
+
+    def learn_branch(self, question: Tensor, branch: Tensor) -> None:
+        """Fit what `choose_branch` decides by.
+
+        Args:
+            question: float [n, D], as there.
+            branch: int64 [n], the right answers.
         """
         raise NotImplementedError("abstract")
 
@@ -150,6 +166,14 @@ class Graft(nn.Module):
 
     def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
         """Branches of the samples that give its named parts (all where none is named) a gradient; None = any."""
+        return None
+
+    def penalty(self, context: Context) -> Tensor | None:
+        """What it adds to the loss of a label token in training; None where it has nothing to add.
+
+        Args:
+            context: of the forward, with what its sites left in `notes`.
+        """
         return None
 
     def idle_parts(self) -> list[str]:
@@ -197,8 +221,10 @@ class Graft(nn.Module):
             self._removers.pop()()
 
 
-def _active(context: Context | None, on_text: bool = False) -> TypeGuard[Context]:
-    return context is not None and (context.visual is not None or (on_text and context.kinds is not None))
+def _active(context: Context | None, site: Site) -> TypeGuard[Context]:
+    if context is None or (site.branches is not None and context.branch not in site.branches):
+        return False
+    return context.visual is not None or (site.on_text and context.kinds is not None)
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -222,7 +248,7 @@ def _with_first(output: Any, y: Tensor) -> Any:
 def _before(site: Site) -> Callable[[], None]:
     def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         context = kwargs.get(KEYWORD) or current()
-        if not _active(context, site.on_text):
+        if not _active(context, site):
             return None
         return _with_hidden(args, kwargs, site.function(_hidden(args, kwargs), context))
 
@@ -232,7 +258,7 @@ def _before(site: Site) -> Callable[[], None]:
 def _after(site: Site) -> Callable[[], None]:
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         context = kwargs.get(KEYWORD) or current()
-        if not _active(context, site.on_text):
+        if not _active(context, site):
             return None
         more = (partial(_again, args, kwargs),) if site.again else ()
         return _with_first(output, site.function(_first(output), _hidden(args, kwargs), context, *more))
@@ -248,7 +274,7 @@ def _again(args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module, y: 
 def _embed(site: Site) -> Callable[[], None]:
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
         context = current()
-        if not _active(context, site.on_text):
+        if not _active(context, site):
             return None
         return site.function(output, args[0] if args else kwargs["input"], context)
 
@@ -271,7 +297,7 @@ def _around(site: Site) -> Callable[[], None]:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             context = kwargs.get(KEYWORD) or current()
-            sites = [s for s in chain if _active(context, s.on_text)]
+            sites = [s for s in chain if _active(context, s)]
             if not sites or context is None:
                 return original(*args, **kwargs)
             whole: Any = None  # everything the original gave, where it gave more than hidden states
@@ -354,7 +380,7 @@ def _register(implementation: str) -> str:
             eager: Any = module.__dict__.get("_tsugiki_eager")
             original = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
             context = kwargs.get(KEYWORD) or current()
-            sites = [s for s in chain if _active(context, s.on_text)]
+            sites = [s for s in chain if _active(context, s)]
             if not sites or context is None:
                 return original(module, query, key, value, *args, **kwargs)
 

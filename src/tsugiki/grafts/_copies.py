@@ -73,8 +73,13 @@ def without_dropout(module: nn.Module) -> None:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A trainable copy in fp32."""
-    return copy.deepcopy(module).float().requires_grad_(True)
+    """A trainable copy in fp32, without the hooks and replaced methods of the original."""
+    twin = copy.deepcopy(module)
+    for part in twin.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+        part.__dict__.pop("forward", None)
+    return twin.float().requires_grad_(True)
 
 
 @torch.no_grad()

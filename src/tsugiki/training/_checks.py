@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsugiki.errors import InputError, RecipeError, UnsupportedError
-from tsugiki.training import losses, parts, sources, warming
+from tsugiki.training import gating, losses, parts, sources, warming
 from tsugiki.training.recipe import Recipe
 from tsugiki.types import Sample
 
@@ -32,8 +32,10 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
                     where="parallel",
                 )
             samples = sources.load(stage, given, where=where)
-            if (taught := parts.taught_by(model, stage.parts)) is not None:
-                sources.refuse_idle_branches(samples, model.branches, taught, where=where)
+            if gating.fits(model, stage) is not None:
+                gating.check(model, stage, samples, where=where)
+            elif (taught := parts.taught_by(model, stage.parts)) is not None:
+                sources.refuse_idle_branches(samples, stage, model.branches, taught, where=where)
             if not parts.teaches_text(model, stage.parts):
                 sources.refuse_idle_text(samples, stage, where=where)
             loaded.append(samples)

@@ -71,14 +71,15 @@ def stream(
     """
     from tsugiki.data.mixture import Mixture
 
-    options = {"labels": True, "padding_side": "right"}
+    # In training a row takes the branch that its sample asks for, whatever a gate would say.
+    options = {"labels": True, "padding_side": "right", "question": False}
     if stage.max_length is not None:
         options["max_length"] = stage.max_length
     encoder = sources.Encoder(model.processor.collator(features, **options))
     for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
         encoder.item(sample)  # what can't be encoded is found now, not after an hour
-    weights = {name: source.weight for name, source in stage.data.items()}
-    staged = [name for name, source in stage.data.items() if source.order == "staged"]
+    weights = {name: stage.data[name].weight for name in samples}
+    staged = [name for name in samples if stage.data[name].order == "staged"]
     return sources.Stream(
         Mixture(samples, weights, seed=seed, staged=staged, draws=stage.draws),
         batch_size=stage.batch_size,

@@ -98,9 +98,12 @@ def per_step(model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int | 
     shares = 1 / sizes[which]  # [L]
     if (weights := inputs.get("step_weights")) is not None:
         shares = shares * weights[rows, steps]
-    logits = model(**_forward(inputs)).logits.flatten(0, -2).float()  # [L, V]
+    output = model(**_forward(inputs))
+    logits = output.logits.flatten(0, -2).float()  # [L, V]
     nats = F.cross_entropy(logits, labels[:, 1:][scored].to(logits.device), reduction="none")
     total: Tensor = (nats * shares.to(nats)).sum()
+    if output.get("penalty") is not None:  # of the grafts, the same for every answer of the batch
+        total = total + answered(inputs) * output.penalty
     return total / (items if items is not None else max(answered(inputs), 1))
 
 

@@ -106,7 +106,12 @@ def digest(content: Sequence[Sample] | str | Path) -> str:
 
 
 def refuse_idle_branches(
-    samples: Mapping[str, Sequence[Sample]], known: Sequence[str], taught: frozenset[str], *, where: str
+    samples: Mapping[str, Sequence[Sample]],
+    stage: Stage,
+    known: Sequence[str],
+    taught: frozenset[str],
+    *,
+    where: str,
 ) -> None:
     """A sample of a branch that does not train has no gradient.
 
@@ -121,7 +126,8 @@ def refuse_idle_branches(
         for sample in content:
             branch = branch_of(sample)
             branch = branch if branch in known else "image"
-            if sample.images and branch not in taught:
+            pictured = sample.images or stage.data[name].replay != "none"
+            if pictured and branch not in taught:
                 raise RecipeError(
                     f"sample {sample.id!r} is of the branch {branch!r}, which does not train here",
                     expected=f"samples of {' or '.join(sorted(taught))}",

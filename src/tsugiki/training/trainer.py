@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tsugiki import extras
 from tsugiki.data.files import atomic_write
-from tsugiki.training import _checks, checkpoints, feed, parallel, parts, processes, sources, warming
+from tsugiki.training import _checks, checkpoints, feed, gating, parallel, parts, processes, sources, warming
 from tsugiki.training import recipe as recipes
 from tsugiki.training.checkpoints import Checkpoint
 from tsugiki.training.processes import Processes
@@ -57,7 +57,7 @@ class TrainResult:
     resumed: bool = False
     """Whether it continued from a checkpoint."""
     reports: Mapping[str, Any]
-    """What the warm starts reported, by stage."""
+    """What warm starts reported, by stage; and, under `gate`, what a gate says to questions that were held out."""
 
 
 def train(
@@ -192,12 +192,19 @@ class _Session:
         args = arguments(self.plan, index, self.run.out, here.world)
         sharded = here.several and self.plan.parallel == "fsdp"
         (self.model.frontend if sharded else self.model).to(args.device)
-        samples = here.in_turn(lambda: self._samples(index))
+        everything = here.in_turn(lambda: self._samples(index))
+        samples = gating.teaching(self.model, stage, everything)
+        if idle := sum(map(len, everything.values())) - sum(map(len, samples.values())):
+            display.say(f"{name}: {idle} samples are read by the gate alone: their branch does not train here")
         cache = self.features, self.cache_limit
         features = here.in_turn(lambda: feed.encode(self.model, stage, samples, *cache, display))
         if stage.warm_start is not None and start is None:
             self.reports[name] = here.tell(lambda: warming.warm(self.model, stage, samples, features))
             display.say(f"{name}: warm start {json.dumps(self.reports[name], default=str)}")
+        if gating.fits(self.model, stage) is not None and start is None:
+            gate = here.tell(lambda: gating.fit(self.model, stage, everything))
+            self.reports[name] = {**self.reports.get(name, {}), "gate": gate}
+            display.say(f"{name}: {gating.told(gate)}")
         if start is None:
             for graft in self.model.grafts:
                 graft.begin_stage(stage.settings.get(graft.name, {}), parts.trained_parts(graft, stage.parts))
