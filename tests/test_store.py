@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import tsugiki
 from tsugiki import grafts, store
+from tsugiki.data.boxes import BoxCodec
 from tsugiki.errors import BaseMismatchError, StoreError
 from tsugiki.testing import TinyTower, tiny_images, tiny_llm, tiny_model, tiny_tokenizer
 
@@ -50,6 +51,29 @@ def test_a_stack_and_save_pretrained_round_trip(tmp_path: Path) -> None:
     again = type(model).from_pretrained(tmp_path / "graft", base=tiny_llm(), **PARTS)
     assert [g.name for g in again.grafts] == ["projector", "cross_attention"]
     assert torch.equal(logits(again), logits(model))
+
+
+def test_places_and_the_text_of_boxes_are_saved(tmp_path: Path) -> None:
+    model = tiny_model(places=2, box_text={"decimals": 0, "scale": 99, "whole": 2})
+    model.frontend.places.weight.normal_()
+    model.save(tmp_path / "graft")
+    again = tsugiki.load(tmp_path / "graft", base=tiny_llm(), **PARTS)
+    assert torch.equal(logits(again), logits(model)) and store.graft_sha256(again) == store.graft_sha256(model)
+    assert (
+        "[00,00,00,00] to [99,99,99,99]; those that a linear reader finds, 2 a"
+        in (tmp_path / "graft" / "README.md").read_text()
+    )
+    codec = BoxCodec(decimals=0, scale=99, whole=2)
+    processor = type(model.processor).from_pretrained(tmp_path / "graft", tokenizer=tiny_tokenizer())
+    assert again.processor.codec == processor.codec == processor.collator().codec == codec
+
+
+def test_a_graft_from_before_the_settings_of_boxes_keeps_its_hash(saved: Path) -> None:
+    settings = json.loads((saved / "config.json").read_text())
+    assert not {"places", "box_text"} & settings["frontend"].keys()
+    again = tsugiki.load(saved, base=tiny_llm(), **PARTS)
+    assert store.graft_sha256(again) == settings["tsugiki"]["graft_sha256"]
+    assert again.processor.codec == BoxCodec()
 
 
 def test_a_trained_llm_is_saved_too_and_said(tmp_path: Path) -> None:

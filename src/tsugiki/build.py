@@ -118,6 +118,8 @@ def attach(
         embedding_rms=decoder.embedding_rms(),
         tower=vision if isinstance(vision, nn.Module) else None,
     )
+    if frontend.places is not None:
+        frontend.places.take_glyphs(tokenizer, decoder.embed)
     return build(llm, tokenizer, frontend, names, configs, base)
 
 
@@ -144,6 +146,8 @@ def build(
     parts = _made(names, configs, decoder)
     _follow(parts, llm)
     frontend.projector.to(llm.device)
+    if frontend.places is not None:
+        frontend.places.to(llm.device)
     return TsugikiForConditionalGeneration(config, llm, frontend, parts, tokenizer)
 
 

@@ -30,6 +30,9 @@ def card(model: TsugikiForConditionalGeneration, settings: Mapping[str, Any], si
         said = claims(graft)  # type: ignore[arg-type]
         rows.append((f"graft `{graft.name}`", said["paper"] or "", "this file's own licence"))
     table = "\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows)
+    codec, places = model.frontend.config.codec(), ""
+    if count := model.frontend.config.places:
+        places = f"; those that a linear reader finds, {count} a picture, stand in the prompt as text"
     seen = "once a picture has entered a conversation, text answers are measured, not proven"
     return f"""---
 library_name: tsugiki
@@ -53,6 +56,7 @@ tags: [tsugiki, {", ".join(str(g.name) for g in model.grafts)}]
     }.
 * The tower sees the whole picture in a padded square of {model.frontend.tower.input_size} px (no centre crop);
   {model.tokens_per_image} tokens an image.
+* Boxes are written in parts of that square, {codec.write((0, 0, 0, 0))} to {codec.write((codec.steps,) * 4)}{places}.
 * Base: SHA-256 over its tensors `{base.get("tensors_sha256", "?")}`{_gguf(base)}.
 * Graft: SHA-256 `{facts["graft_sha256"]}`.
 

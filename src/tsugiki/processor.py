@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from tsugiki.configuration import TsugikiConfig
+from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.prompt import Encoded, parts_from_text
 from tsugiki.errors import PromptError
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart
+from tsugiki.vision.frontend import FrontEndConfig
 from tsugiki.vision.views import extended, mean_colour, padded_square, to_pixels
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class TsugikiProcessor(ProcessorMixin):
     Args:
         tokenizer: the LLM's own, untouched.
         transform: picture to pixels [3, S, S].
+        codec: how boxes are written; None = three decimals.
     """
 
     image_token = "<image>"
@@ -50,6 +53,7 @@ class TsugikiProcessor(ProcessorMixin):
         max_length: int | None,
         branches: Sequence[str] = ("image",),
         question: bool = False,
+        codec: BoxCodec | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.transform = transform
@@ -58,6 +62,7 @@ class TsugikiProcessor(ProcessorMixin):
         self.image_kind = image_kind
         self.max_length = max_length
         self.branches, self.question = tuple(branches), question
+        self.codec = codec or BoxCodec()
         self.chat_template = getattr(tokenizer, "chat_template", None)
 
     @classmethod
@@ -72,6 +77,7 @@ class TsugikiProcessor(ProcessorMixin):
             max_length=getattr(model.language_model.config, "max_position_embeddings", None),
             branches=model.branches,
             question=model.chooses_branch,
+            codec=model.frontend.config.codec(),
         )
 
     @classmethod
@@ -103,6 +109,7 @@ class TsugikiProcessor(ProcessorMixin):
             max_length=facts["max_length"],
             branches=facts.get("branches", ("image",)),
             question=facts.get("question", False),
+            codec=FrontEndConfig.from_dict(settings["frontend"]).codec(),
         )
 
     def facts(self, tower: Any) -> dict[str, Any]:
@@ -128,7 +135,7 @@ class TsugikiProcessor(ProcessorMixin):
             transform=None if features is not None else self.transform,
             features=features,
             branches=self.branches,
-            **{"max_length": self.max_length, "question": self.question, **options},
+            **{"max_length": self.max_length, "question": self.question, "codec": self.codec, **options},
         )
 
     def encode(

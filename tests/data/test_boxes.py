@@ -35,6 +35,15 @@ def test_the_text() -> None:
     assert BoxCodec(decimals=0, scale=1000).encode(Box(10, 20, 50, 75), PaddedSquare(100, 100)) == "[100,200,500,750]"
 
 
+def test_numbers_of_one_length() -> None:
+    short, square = BoxCodec(decimals=0, scale=99, whole=2), PaddedSquare(99, 99)
+    assert short.encode(Box(0, 7, 50, 99), square) == "[00,07,50,99]"
+    assert short.parse("[00,07,50,99]", square) == [Box(0, 7, 50, 99)] == short.parse("[0,7,50,99]", square)
+    assert BoxCodec(decimals=1, scale=50, whole=2).write((5, 10, 333, 500)) == "[00.5,01.0,33.3,50.0]"
+    with pytest.raises(BoxError, match="whole=0"):
+        BoxCodec(whole=0)
+
+
 def test_padding_is_as_a_loop_over_pixels_has_it() -> None:
     for width, height in ((5, 2), (2, 5), (7, 4), (3, 3)):
         square = PaddedSquare(width, height)
@@ -59,7 +68,16 @@ def test_geometry_there_and_back(case: tuple[Box, PaddedSquare]) -> None:
 
 
 @given(
-    boxes(), st.sampled_from([BoxCodec(), BoxCodec(decimals=2), BoxCodec(decimals=4), BoxCodec(decimals=0, scale=1000)])
+    boxes(),
+    st.sampled_from(
+        [
+            BoxCodec(),
+            BoxCodec(decimals=2),
+            BoxCodec(decimals=4),
+            BoxCodec(decimals=0, scale=1000),
+            BoxCodec(decimals=0, scale=99, whole=2),
+        ]
+    ),
 )
 @example((Box(0, 0, 1, 1), PaddedSquare(1, 6000)), BoxCodec(decimals=2))
 @example((Box(5999, 5999, 6000, 6000), PaddedSquare(6000, 6000)), BoxCodec(decimals=2))

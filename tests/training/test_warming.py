@@ -14,8 +14,8 @@ from tsugiki.errors import RecipeError, UnknownNameError
 from tsugiki.testing import tiny_images, tiny_llm
 from tsugiki.training.recipe import WarmStart
 from tsugiki.training.trainer import train
-from tsugiki.training.warming import captions, word_embeddings
-from tsugiki.types import Message, Sample
+from tsugiki.training.warming import captions, places, word_embeddings
+from tsugiki.types import Box, BoxPart, Message, Sample, TextPart
 
 
 def ask(number: int, picture: Any, answer: str, task: str = "chat") -> Sample:
@@ -109,3 +109,62 @@ def test_errors(tmp_path: Path) -> None:
     told = [ask(i, (picture,), "none", "absent") for i, picture in enumerate(tiny_images(3))]
     with pytest.raises(RecipeError, match="no picture with an answer in words"):
         run(recipe(warm_start=True), tmp_path / "b", data=told)
+
+
+def boxed(number: int, picture: Any, *boxes: Box, meta: dict[str, Any] | None = None) -> Sample:
+    told = Message("assistant", (TextPart("there: "), *(BoxPart(box) for box in boxes)))
+    return Sample(id=str(number), messages=(Message.of("user", "Where?", (picture,)), told), meta=meta or {})
+
+
+def test_all_boxes_of_a_picture_are_its_places() -> None:
+    one, two, three = tiny_images(3)
+    a, b, c = Box(0, 0, 5, 5), Box(2, 2, 9, 9), Box(1, 1, 3, 4)
+    things = {"objects": [{"name": "cup", "box": [0, 0, 5, 5]}, {"name": "cat", "box": [2, 2, 9, 9]}]}
+    data = {"x": [boxed(0, one, a), boxed(1, two, c), ask(2, (three,), "nothing")], "y": [boxed(3, one, b, a)]}
+    assert places(data, WarmStart()) == [(one, [a, b]), (two, [c])]
+    assert places(data, WarmStart(samples=1)) == [(one, [a, b])]
+    assert places({"x": [boxed(0, one, a, meta=things)]}, WarmStart()) == [(one, [a, b])]
+    assert places({"x": [boxed(0, one, c, meta=things)]}, WarmStart(objects="gold")) == [(one, [c])]
+    for other in (7, "cup", ["cup"], [{"name": "cup"}], [{"box": [0, 1]}], [{"box": ["0", 0, 5, 5]}]):
+        assert places({"x": [boxed(0, one, c, meta={"objects": other})]}, WarmStart()) == [(one, [c])]
+
+
+def test_places_are_fitted_kept_and_never_trained(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(report: Any) -> None:
+        if report.step == 3:
+            raise Stop
+
+    pictures = tiny_images(6)
+    data = [boxed(i, p, Box(i, 0, i + p.width // 3, p.height // 2)) for i, p in enumerate(pictures)]
+    fields, short = recipe(warm_start=True, steps=5), {"decimals": 0, "scale": 99, "whole": 2}
+    built = model(places=1, box_text=short)
+    given = {"data": data, "progress": False, "features": cache(built, tmp_path)}
+    with pytest.raises(Stop):
+        train(built, fields, tmp_path / "run", on_step=stop, **given)
+    fitted = built.frontend.places.weight.clone()
+    assert built.frontend.places.fitted
+    again = model(places=1, box_text=short)
+    result = train(again, fields, tmp_path / "run", **given)
+    assert result.resumed and result.reports["0"]["places"]["things"] == 6
+    assert torch.equal(again.frontend.places.weight, fitted)
+    other = model(places=1, box_text=short)
+    assert train(other, recipe(steps=1), tmp_path / "b", **{**given, "data": data}, overrides=["warm_start=true"])
+
+
+def test_places_are_fitted_where_no_answer_has_words(tmp_path: Path) -> None:
+    data = [boxed(i, p, Box(i, 0, i + 9, 9)) for i, p in enumerate(tiny_images(4))]
+    data = [replace(s, messages=(s.messages[0], Message("assistant", s.messages[1].parts[1:]))) for s in data]
+    built, before = model(places=1), model(places=1).frontend.projector.linear_2.weight
+    result = run(recipe(warm_start=True, steps=0), tmp_path, built, data=data)
+    assert result.reports["0"]["places"]["things"] == 4 and not result.reports["0"]["matched"]
+    assert built.frontend.places.fitted and torch.equal(built.frontend.projector.linear_2.weight, before)
+
+
+def test_places_without_a_warm_start_or_boxes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="never fitted.*warm_start: true"):
+        run(recipe(), tmp_path, model(places=1))
+    with pytest.raises(RecipeError, match="0 pictures with boxes.*places=0"):
+        run(recipe(warm_start=True), tmp_path / "b", model(places=1))

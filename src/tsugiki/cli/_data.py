@@ -48,6 +48,7 @@ def check(
             "tokenizer": loaded.tokenizer,
             "tokens_per_image": loaded.tokens_per_image,
             "view": loaded.frontend.tower.view,
+            "codec": loaded.processor.codec,
             "max_length": loaded.decoder.config.max_position_embeddings,
         }
     report = check_file(file, sheet=sheet or file.with_suffix(".sheet.png"), **settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tsugiki.errors import BoxError
@@ -72,12 +73,14 @@ class BoxCodec:
     """Digits after the point."""
     scale: int = 1
     """The square's right and bottom edge: 1 writes 0.120, 1000 with decimals=0 writes 120."""
+    whole: int = 1
+    """Fewest digits before the point: with scale=99 and decimals=0, 2 writes 07, so that all numbers are as long."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decimals <= 6 or self.scale < 1 or self.steps < 10:
+        if not 0 <= self.decimals <= 6 or self.scale < 1 or self.steps < 10 or not 1 <= self.whole <= 6:
             raise BoxError(
-                f"codec with decimals={self.decimals} and scale={self.scale}",
-                expected="decimals 0 to 6, scale at least 1, and at least 10 steps a side",
+                f"codec with decimals={self.decimals}, scale={self.scale} and whole={self.whole}",
+                expected="decimals 0 to 6, scale at least 1, at least 10 steps a side, and whole 1 to 6",
                 fix="Use BoxCodec(decimals=3) or BoxCodec(decimals=0, scale=1000).",
             )
 
@@ -96,7 +99,12 @@ class BoxCodec:
         relative = square.to_square(box)
         x1, x2 = self._edges(relative.x1, relative.x2)
         y1, y2 = self._edges(relative.y1, relative.y2)
-        return "[" + ",".join(f"{n / 10**self.decimals:.{self.decimals}f}" for n in (x1, y1, x2, y2)) + "]"
+        return self.write((x1, y1, x2, y2))
+
+    def write(self, steps: Sequence[int]) -> str:
+        """The text of edges given in whole steps, x1, y1, x2, y2."""
+        width = self.whole + (self.decimals + 1 if self.decimals else 0)
+        return "[" + ",".join(f"{n / 10**self.decimals:0{width}.{self.decimals}f}" for n in steps) + "]"
 
     def parse(self, text: str, square: PaddedSquare) -> list[Box]:
         """All well-formed boxes in a text, in pixels, cut to the picture.

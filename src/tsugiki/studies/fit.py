@@ -130,7 +130,8 @@ def fit(
     if plan.model.grafts == ((method,) if isinstance(method, str) else tuple(method)):
         options = {**plan.model.options, **options}
     model = build_model(base, method, vision or VISION, tokenizer=tokenizer, say=tell, **options)
-    plan = startable(plan, parts.inner, tell)
+    if model.frontend.places is None:  # places need no words, and are nothing without a warm start
+        plan = startable(plan, parts.inner, tell)
     _keep_data(folder, parts)
     features = encode(model, [*parts.train, *parts.test], tell, cache_limit=cache_limit)
     done = train_chosen(model, plan, parts, folder, features=features, refit=refit, tell=tell, progress=progress)

@@ -24,6 +24,7 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
             parts.check(model, stage.parts, where=where)
             losses.get(stage.loss, where=f"{where}.loss")
             warming.check(stage, where=where)
+            warming.check_places(model, plan.stages[: i + 1], where=where)
             if plan.parallel == "fsdp" and len(model.branches) > 1:
                 raise RecipeError(
                     "parallel: fsdp with a model of several branches",

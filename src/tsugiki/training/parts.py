@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from tsugiki.decoder import is_peft
 from tsugiki.errors import RecipeError
 
+_ROOTS = {
+    "projector": {"frontend.projector", "frontend.places"},
+    "tower": {"frontend.tower"},
+    "llm": {"language_model"},
+}
+
 
 def parts_of(model: Any, asked: Iterable[str] = ()) -> dict[str, dict[str, nn.Parameter]]:
     """Part -> full name -> parameter: `tower`, `projector`, `graft.<name>` in their order, `llm`.
@@ -158,8 +164,7 @@ def trained_tensors(model: Any, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     for part in parts:
         own = parts_of(model, [part])[part]
         named |= own
-        roots = {"projector": {"frontend.projector"}, "tower": {"frontend.tower"}, "llm": {"language_model"}}.get(part)
-        roots = roots or {".".join(name.split(".")[:2]) for name in own}
+        roots = _ROOTS.get(part) or {".".join(name.split(".")[:2]) for name in own}
         for name, buffer in model.named_buffers():
             if name in saved and any(name.startswith(f"{root}.") for root in roots):
                 named[name] = buffer

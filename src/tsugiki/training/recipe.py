@@ -48,6 +48,9 @@ class WarmStart(_Strict):
     """Pictures that it looks at, at most; the first ones of the stage's sources."""
     caption: str = "caption"
     """Key in the `meta` of a sample under which it says what its picture shows; without one, its answers count."""
+    objects: str = "objects"
+    """Key in the `meta` of a sample under which it lists the things on its picture, each with its `box` in pixels;
+    without one, the boxes of its messages count. Only looked at where the front-end has `places`."""
     exclude: tuple[str, ...] = ("absent", "presence", "count", "place")
     """Tasks whose answers do not name what is in the picture."""
     options: dict[str, Any] = {}

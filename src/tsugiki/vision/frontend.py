@@ -8,7 +8,7 @@ several comes between their features and the projector.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tsugiki.data.boxes import BoxCodec
 from tsugiki.errors import BaseMismatchError, InputError, StoreError, UnknownNameError
 from tsugiki.types import VisualTokens
+from tsugiki.vision.places import Places
 from tsugiki.vision.projector import Projector, ProjectorConfig, build_projector
 from tsugiki.vision.tower import ENCODE_BATCH, Tower, build_tower
 
@@ -43,6 +45,10 @@ class FrontEndConfig:
     """none | learned | sincos: 2-D position vectors added to the visual tokens."""
     position_gain: float = 0.3
     """RMS of the position vectors at the start, relative to that of the visual tokens."""
+    places: int = 0
+    """Boxes that a linear reader finds in the picture; they stand behind the visual tokens as text, see `places.py`."""
+    box_text: dict[str, int] = field(default_factory=dict)
+    """Fields of `data.boxes.BoxCodec`: how the model reads and writes boxes; {} = three decimals."""
     train_tower: bool = False
     """Train the tower too: it is then saved with the front-end, and its features are never cached."""
     encode_batch: int = ENCODE_BATCH
@@ -63,6 +69,9 @@ class FrontEndConfig:
 
     def __post_init__(self) -> None:
         self.projector_config()  # its names are checked here, before anything is loaded
+        self.codec()
+        if self.places < 0:
+            raise InputError(f"places={self.places}", expected="0 or more")
         if self.encode_batch < 1:
             raise InputError(f"encode_batch={self.encode_batch}", expected="at least 1")
         if self.grid is not None:
@@ -78,9 +87,23 @@ class FrontEndConfig:
             seed=self.seed,
         )
 
+    def codec(self) -> BoxCodec:
+        """How boxes are written.
+
+        Raises:
+            UnknownNameError: a field that the codec does not have.
+            BoxError: values that make no codec.
+        """
+        known = {f.name for f in fields(BoxCodec)}
+        for name in self.box_text:
+            if name not in known:
+                raise UnknownNameError("field of box_text", name, known)
+        return BoxCodec(**self.box_text)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain JSON values; without the settings of boxes where they are the defaults, as older grafts were saved."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in values.items() if v or k not in ("places", "box_text")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FrontEndConfig:
@@ -97,11 +120,11 @@ class FrontEndConfig:
 
 
 class FrontEnd(nn.Module):
-    """Tower and projector. Make one with `FrontEnd.build`."""
+    """Tower, projector, and the places that are written as text, if any. Make one with `FrontEnd.build`."""
 
-    def __init__(self, config: FrontEndConfig, tower: Tower, projector: Projector) -> None:
+    def __init__(self, config: FrontEndConfig, tower: Tower, projector: Projector, places: Places | None) -> None:
         super().__init__()
-        self.tower, self.projector = tower, projector
+        self.tower, self.projector, self.places = tower, projector, places
         tower.encode_batch = config.encode_batch
         tower.frozen = not config.train_tower
         self.config = replace(
@@ -155,7 +178,11 @@ class FrontEnd(nn.Module):
                 fix="Use the same version of the tower.",
             )
         projector = build_projector(config.projector_config(), built.grid, built.width, hidden_size)
-        frontend = cls(config, built, projector)
+        places = None
+        if config.places:
+            sizes = built.grid, built.width, hidden_size, projector.factor
+            places = Places(config.places, config.codec(), *sizes)
+        frontend = cls(config, built, projector, places)
         if embedding_rms is not None:
             frontend.calibrate(embedding_rms)
         return frontend
@@ -168,7 +195,7 @@ class FrontEnd(nn.Module):
     @property
     def tokens_per_image(self) -> int:
         """M."""
-        return self.projector.tokens
+        return self.projector.tokens + (0 if self.places is None else self.places.tokens)
 
     def transform(self, image: Image.Image, variant: int = 0) -> Tensor:
         """An RGB picture -> pixels, float32 [3, S, S]."""
@@ -191,7 +218,9 @@ class FrontEnd(nn.Module):
                 expected=f"[N, {expected[0]}, {expected[1]}] of {self.tower.name} at {self.tower.input_size} px",
                 fix="Fill the cache with this front-end.",
             )
-        return VisualTokens(self.projector(features.to(self.projector.linear_2.weight.device)))
+        features = features.to(self.projector.linear_2.weight.device)
+        tokens = self.projector(features)
+        return VisualTokens(tokens if self.places is None else torch.cat([tokens, self.places(features, tokens)], 1))
 
     def forward(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> VisualTokens:
         """Visual tokens [N, M, D] of pixels [N, 3, S, S] or of features [N, P, V]: give one of the two."""
@@ -215,8 +244,10 @@ class FrontEnd(nn.Module):
         self.projector.set_output_rms(rms, features)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What is saved: the projector with its positions, and the tower if it trains. Detached, not copied."""
+        """What is saved: projector, positions, places, and the tower if it trains. Detached, not copied."""
         state = {f"projector.{k}": v.detach() for k, v in self.projector.state_dict().items()}
+        if self.places is not None:
+            state |= {f"places.{k}": v.detach() for k, v in self.places.state_dict().items()}
         if self.config.train_tower:
             state |= {f"tower.{k}": v.detach() for k, v in self.tower.state_dict().items()}
         return state
