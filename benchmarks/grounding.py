@@ -3,8 +3,8 @@
     python benchmarks/grounding.py --only projector:0 iaa:0 lynx:0    # arm:seed, each kept when it is finished
     python benchmarks/grounding.py                                    # the table of all finished arms
 
-Every arm: the same pictures, batches, steps, projector rate and start; the LLM stays frozen. What makes boxes learnable at
-all (results/boxes.md: places and short text) is the same in all of them.
+Every arm: the same pictures, batches, steps, projector rate and start; the LLM stays frozen. What makes boxes learnable
+at all (results/boxes.md: places and short text) is the same in all of them.
 """
 
 from __future__ import annotations
@@ -144,11 +144,12 @@ def table() -> None:
         runs.setdefault(result["arm"], {})[result["seed"]] = result
     base = runs.get("projector", {})
     rows = [row(k, list(runs[a].values()), base) for k in ("scenes", "defects") for a in ARMS if a in runs]
+    rates = {name: rate for name, (_, _, rate) in ARMS.items() if rate}
     notes = [
-        f"Scenes of 1 to {PLACES} pictograms (unseen renderings and backgrounds) and fabric with 1 or 2 synthetic defects"
-        f" (unseen photographs; medium and high severity, longer side above 1/8): {LEARN} pictures of each to learn from,"
-        f" mixed, {ASKED} of each asked. Every question asks for one kind of thing's box.",
-        f"{STEPS} steps of {BATCH}, constant rates { ({a: r for a, (_, _, r) in ARMS.items() if r}) }, projector {RATE};"
+        f"Scenes of 1 to {PLACES} pictograms (unseen renderings and backgrounds) and fabric with 1 or 2 synthetic"
+        f" defects (unseen photographs; medium and high severity, longer side above 1/8): {LEARN} pictures of each to"
+        f" learn from, mixed, {ASKED} of each asked. Every question asks for the box of one kind of thing.",
+        f"{STEPS} steps of {BATCH}, constant rates {rates}, projector {RATE};"
         f" frozen LLM, warm start, {PLACES} places, boxes as four numbers of two digits.",
         "Ridge: regression of one box from the same features; it knows the picture, not the question.",
         "Intervals: bootstrap over pictures, all seeds of a picture together; they do not cover the choice of seeds.",
