@@ -41,6 +41,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "iaa": Preset(grafts=("iaa",), recipe="iaa-demo"),  # recipe `iaa` has the paper's base, and branches
     "lynx": Preset(grafts=("lynx",), recipe="lynx-demo"),  # recipe `lynx` has the paper's base
     "wings": Preset(grafts=("wings",), recipe="wings-demo"),  # recipe `wings` trains the LLM, which this leaves frozen
 }
