@@ -114,8 +114,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
 
     @property
     def keeps_prefix(self) -> bool:
-        """Whether text before the first image is the same on every path: its keys and values may be shared."""
-        return all(cast(Graft, g).prefix_exact for g in self.grafts)
+        """Whether text before the first image is the same with and without the image: its cache may be continued."""
+        return all(cast(Graft, g).prefix_exact or cast(Graft, g).on_text for g in self.grafts)
 
     @property
     def on_text(self) -> bool:
