@@ -107,7 +107,8 @@ class StageTrainer(Trainer):
         """AdamW with a learning rate for each part."""
         if self.optimizer is None:
             groups = parts.groups(self.model, self.stage.parts, self.stage.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, betas=self.stage.betas)
+            # Fused: a quarter of the time on a CPU, where whole layers train.
+            self.optimizer = torch.optim.AdamW(groups, betas=self.stage.betas, fused=True)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
