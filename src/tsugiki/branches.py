@@ -50,9 +50,9 @@ def of_rows(
     Raises:
         UnknownNameError, InputError: as `numbers`.
     """
+    given = numbers(branch, len(kinds), kinds.device)
     if len(model.branches) == 1 and model.keeps_prefix:
         return None
-    given = numbers(branch, len(kinds), kinds.device)
     seen = ((kinds != TEXT) & (kinds != PAD)).any(1)
     cached = past if isinstance(past, TsugikiCache) and past.token_kind is not None else None
     if cached is not None and cached.rows is not None:
@@ -67,10 +67,9 @@ def of_rows(
         return torch.where(seen, chosen, TEXT_ROW)
     known = torch.tensor([TEXT_ROW, *(BRANCHES[b] for b in model.branches)], device=given.device)
     given = torch.where(torch.isin(given, known), given, BRANCHES["image"])
-    if isinstance(branch, str):
-        return torch.where(seen, given, TEXT_ROW)
-    # The image of a row may come with a later part of its prompt: the caller knows.
-    return torch.where(seen & (given == TEXT_ROW), BRANCHES["image"], given)
+    given = torch.where(seen & (given == TEXT_ROW), BRANCHES["image"], given)
+    # Where numbers are given, the image of a row may come with a later part of its prompt: the caller knows.
+    return torch.where(seen, given, TEXT_ROW) if isinstance(branch, str) else given
 
 
 @torch.no_grad()
@@ -87,7 +86,7 @@ def numbers(branch: Tensor | str | None, rows: int, device: torch.device) -> Ten
 
     Raises:
         UnknownNameError: no such branch.
-        InputError: another number of rows.
+        InputError: another number of rows, or a number of no branch.
     """
     if branch is None:
         return None
@@ -97,6 +96,8 @@ def numbers(branch: Tensor | str | None, rows: int, device: torch.device) -> Ten
         return torch.full((rows,), BRANCHES[branch], device=device)
     if branch.shape != (rows,):
         raise InputError(f"branch of shape {tuple(branch.shape)}", expected=f"[{rows}], one number a row")
+    for number in set(branch.tolist()):
+        name_of(number)
     return branch.to(device)
 
 
@@ -162,9 +163,9 @@ def forward(
         return TsugikiOutput(logits=logits)
     label_rows = torch.cat([rows[part.label_rows] for (_, rows), part in zip(found, parts, strict=True)])
     order = label_rows.argsort(stable=True)
-    added = [part.penalty * (len(part.label_ids) / max(len(order), 1)) for part in parts if part.penalty is not None]
+    added = [part.logits.new_zeros(len(part.label_ids)) if part.penalty is None else part.penalty for part in parts]
     return TsugikiOutput(
-        penalty=torch.stack(added).sum() if added else None,
+        penalty=torch.cat(added)[order] if any(part.penalty is not None for part in parts) else None,
         loss=torch.stack([part.loss for part in parts]).sum() / (items if items is not None else max(len(order), 1)),
         logits=torch.cat([part.logits for part in parts], dim=1)[:, order],
         label_ids=torch.cat([part.label_ids for part in parts])[order],
@@ -183,7 +184,9 @@ def generate(run: Callable[..., Any], inputs: Mapping[str, Any], branch: Tensor,
     Raises:
         InputError: more than token ids is asked for.
     """
-    if inputs.get("return_dict_in_generate") or inputs.get("streamer") is not None:
+    config = inputs.get("generation_config")
+    whole_output = inputs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
+    if whole_output or inputs.get("streamer") is not None:
         raise InputError(
             "rows of several branches, and more than their tokens is asked for",
             expected="one branch, or neither return_dict_in_generate nor a streamer",

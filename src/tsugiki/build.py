@@ -166,17 +166,20 @@ def _stack(
             fix=f"It has {', '.join(present)}.",
             where="attach",
         )
-    with model.detached():  # a graft that copies layers must not copy the hooks of others with them
-        parts = _made(names, configs, model.decoder)
-    _follow(parts, model.language_model)
-    for part in parts:
-        part.attach(model.decoder)
-        try:
+    before, parts = model.decoder.inserted, []
+    try:
+        with model.detached():  # a graft that copies layers must not copy the hooks of others with them
+            parts = _made(names, configs, model.decoder)
+        _follow(parts, model.language_model)
+        for part in parts:
+            part.attach(model.decoder)
             refuse_unregistered(model.decoder)
-        except BaseException:
+    except BaseException:
+        model.decoder.inserted = before
+        for part in parts:
             part.detach()
-            raise
-        model.grafts.append(part)
+        raise
+    model.grafts.extend(parts)
     model.config.grafts = [*(model.config.grafts or []), *(_saved(n, c) for n, c in zip(names, configs, strict=True))]
     model.train(False)
     return model

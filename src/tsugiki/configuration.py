@@ -77,7 +77,7 @@ class TsugikiOutput(_Cached):
     attentions: tuple[Tensor, ...] | None = None
     label_ids: Tensor | None = None  # int64 [L], the labels of the L logits, rows in order
     label_rows: Tensor | None = None  # int64 [L], the batch row of each
-    penalty: Tensor | None = None  # what the grafts add to the loss of a label token; `loss` has it already
+    penalty: Tensor | None = None  # [L], what the grafts add to the loss of each label token; `loss` has it already
 
 
 def cache_of(output: Any) -> Cache | None:

@@ -319,6 +319,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             cache, past_key_values: two names of the same.
             branch: int64 [B], numbers of `types.BRANCHES`, or one name: the path of each row through the grafts. None:
                 the cache's, or what a graft decides by `question`, else "image". Rows of several branches run apart.
+                Give a row of text "text": with another number it runs as one whose image is still to come.
             question: int64 [B, T], 1 at the words of the last user turn.
             mm_token_type_ids: ignored, for callers that derive it from a processor of transformers.
 
@@ -450,8 +451,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         logits = output.logits.flatten(0, -2).float()
         total = F.cross_entropy(logits, target.to(logits.device), reduction="sum")
         if penalties:  # the mean over label tokens, like the rest: accumulated batches add up to the step's
-            result.penalty = torch.stack([p.to(total.device) for p in penalties]).sum()
-            total = total + int(keep.numel()) * result.penalty
+            result.penalty = torch.stack([p.to(total.device) for p in penalties]).sum().expand(keep.numel())
+            total = total + result.penalty.sum()
         count = num_items if num_items is not None else max(int(keep.numel()), 1)
         result.loss = total / (count.to(total.device) if isinstance(count, Tensor) else count)
         result.label_ids, result.label_rows = target, keep // labels.shape[1]

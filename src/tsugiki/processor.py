@@ -18,7 +18,7 @@ from tsugiki.data.collate import Collator, Item
 from tsugiki.data.prompt import Encoded, parts_from_text
 from tsugiki.errors import PromptError
 from tsugiki.model import TsugikiForConditionalGeneration
-from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart
+from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart, register_branch
 from tsugiki.vision.frontend import FrontEndConfig
 from tsugiki.vision.views import extended, mean_colour, padded_square, to_pixels
 
@@ -62,6 +62,8 @@ class TsugikiProcessor(ProcessorMixin):
         self.image_kind = image_kind
         self.max_length = max_length
         self.branches, self.question = tuple(branches), question
+        for branch in self.branches:
+            register_branch(branch)
         self.codec = codec or BoxCodec()
         self.chat_template = getattr(tokenizer, "chat_template", None)
 
@@ -217,7 +219,7 @@ class TsugikiProcessor(ProcessorMixin):
                 assert isinstance(part, TextPart)
                 new, kind, image = self.tokenizer(part.text, add_special_tokens=False)["input_ids"], TEXT, -1
             ids, kinds, images = ids + new, kinds + [kind] * len(new), images + [image] * len(new)
-        return Encoded(ids, kinds, images)
+        return Encoded(ids, kinds, images, question=[int(k == TEXT) for k in kinds] if self.question else None)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
         return self.tokenizer.batch_decode(*args, **kwargs)

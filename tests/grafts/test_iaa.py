@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.grafts._requests import alone, request, wake
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import tsugiki
 from tsugiki.build import attach
@@ -180,8 +180,10 @@ def test_generate_groups_branches(beams: int) -> None:
         single, _ = alone(batch, row, "left")
         own = model.generate(**single, branch=branch[row : row + 1], **options)
         assert torch.equal(together[row, -4:], own[0, -4:])
-    with pytest.raises(InputError, match="several branches"):
-        model.generate(**batch, branch=branch, return_dict_in_generate=True)
+    for more in ({}, {"generation_config": GenerationConfig(return_dict_in_generate=True)}):
+        whole = more or {"return_dict_in_generate": True}
+        with pytest.raises(InputError, match="several branches"):
+            model.generate(**batch, branch=branch, **whole)
 
 
 def test_a_cache_belongs_to_one_branch() -> None:
@@ -218,6 +220,10 @@ def test_wrong_branches_are_told() -> None:
         model(**inputs, branch="groundig")
     with pytest.raises(InputError, match="one number a row"):
         model(**inputs, branch=torch.tensor([1, 1]))
+    with pytest.raises(InputError, match="branch number 99"):
+        model(**inputs, branch=torch.tensor([99]))
+    # A request with an image never takes the text path.
+    assert torch.equal(logits(model, inputs, branch="text"), logits(model, inputs))
 
 
 def test_chat_and_samples_name_their_branch() -> None:
@@ -322,6 +328,10 @@ def test_it_stacks_on_wings_without_copying_its_hooks() -> None:
         ({"branches": ("image", "image")}, "branches"),
         ({"branches": ("text",)}, "branches"),
         ({"branches": ("a.b",)}, "branches"),
+        ({"branches": "image"}, "branches"),
+        ({"branches": ("image", "values")}, "branches"),
+        ({"words": "delta_rows", "rows": 5}, "rows = 5"),
+        ({"words": "delta_rows", "rows": ("a",)}, "rows"),
         ({"inherit": "other"}, "other"),
         ({"words": "some"}, "words"),
         ({"words": "delta_rows"}, "rows"),
@@ -350,3 +360,19 @@ def test_an_inserted_layer_sees_rows_with_an_image_only() -> None:
     whole = context_of(kinds[:1], kinds[:1] - 1, None, rows=torch.tensor([True]))
     mixed = context_of(kinds, torch.full_like(kinds, -1), None, rows=torch.tensor([True, False]))
     assert whole.rows is None and mixed.rows is not None and mixed.rows.flatten().tolist() == [True, False]
+
+
+def test_a_stack_that_fails_leaves_no_layers_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("projector")
+    inputs = request(model, [[3, "i", 5]])
+    before = logits(model, inputs)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(iaa.Graft, "attach", fail)
+        with pytest.raises(RuntimeError, match="stopped"):
+            attach(model, "iaa", layers=(1,))
+    assert model.decoder.inserted == () and [g.name for g in model.grafts] == ["projector"]
+    assert torch.equal(logits(model, inputs), before)

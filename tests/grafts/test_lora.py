@@ -428,6 +428,12 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
         lora.from_peft(folder, tiny_llm(hidden_size=64))
     with pytest.raises(UnsupportedError, match="no linear module of a layer of GPT2"):
         lora.from_peft(folder, tiny_llm("gpt2"))
+    content = json.loads(settings.read_text())
+    for wrong in ({"r": "x"}, {"r": None}, {"lora_alpha": None}):
+        settings.write_text(json.dumps({**content, **wrong}))
+        with pytest.raises(StoreError, match=f"{next(iter(wrong))} = .*expected a number"):
+            lora.from_peft(folder, tiny_llm())
+    settings.write_text(json.dumps(content))
     tensors = load_file(weights)
     first = min(tensors)
     save_file({k: v for k, v in tensors.items() if k != first}, weights)

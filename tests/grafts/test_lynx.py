@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from tsugiki.grafts import _experts, lynx
 from tsugiki.grafts._classifier import Classifier, logistic
 from tsugiki.grafts._experts import Copies, LowRank, Router, Routing
 from tsugiki.testing import FAMILIES, TinyTower, tiny_images, tiny_llm, tiny_model, tiny_tokenizer
+from tsugiki.training import losses
 from tsugiki.types import BRANCHES, PAD, TEXT, Message
 
 IMAGE, GROUNDING, NONE = BRANCHES["image"], BRANCHES["grounding"], BRANCHES["text"]
@@ -362,12 +364,30 @@ def test_the_terms_are_those_of_real_tokens_on_the_grounding_path() -> None:
     real = (inputs["token_kind"][on] != PAD).flatten().float()
     terms = [0.5 * _experts.balance(r, real) + 0.25 * _experts.entropy(r, real) for r in seen]
     want = torch.stack(terms).mean()
-    share = float((labels[on][:, 1:] != -100).sum() / (labels[:, 1:] != -100).sum())
-    assert out.penalty.item() == pytest.approx(share * want.item(), rel=1e-5)
-    assert out.loss.item() == pytest.approx(plain.loss.item() + out.penalty.item(), rel=1e-5)
+    counts = (labels[:, 1:] != -100).sum(1)
+    each = [want.item() if row in on.tolist() else 0.0 for row in range(len(ROWS)) for _ in range(int(counts[row]))]
+    assert out.penalty.tolist() == pytest.approx(each, rel=1e-5)
+    assert out.loss.item() == pytest.approx(plain.loss.item() + sum(each) / len(each), rel=1e-5)
     assert model(**inputs, labels=labels, branch=rows, num_items_in_batch=9).loss.item() == pytest.approx(
         out.loss.item() * int((labels[:, 1:] != -100).sum()) / 9, rel=1e-5
     )
+
+
+def test_the_terms_of_a_row_do_not_depend_on_the_other_branchs_rows() -> None:
+    """By steps, too, a batch of both branches is the sum of its rows alone, however long their answers are."""
+    model = made(balance=0.5, gate_sparsity=0.25).train()
+    rows = [[3, "i", 12], [4, "i", 2]]
+    for branch in ([GROUNDING, IMAGE], [IMAGE, GROUNDING]):
+        inputs = request(model, rows)  # type: ignore[arg-type]
+        whole = inputs | {"labels": labelled(inputs), "branch": torch.tensor(branch)}
+        for name in ("per_step", "per_token"):
+            apart = 0.0
+            for row in range(2):
+                single, _ = alone(inputs, row, "right")
+                given = single | {"labels": labelled(single), "branch": torch.tensor(branch[row : row + 1])}
+                apart += losses.get(name)(model, given, 1 if name == "per_token" else 2).item()
+            items = 1 if name == "per_token" else 2
+            assert losses.get(name)(model, whole, items).item() == pytest.approx(apart, rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [{}, {"expert": "low_rank"}, {"gate": "soft"}], ids=str)
@@ -381,7 +401,7 @@ def test_recomputed_layers_count_once(options: dict[str, Any]) -> None:
         model.train()
         out = model(**inputs, labels=labelled(inputs), branch=rows)
         out.loss.backward()
-        return out.penalty.item(), [p.grad.clone() for p in model.grafts.parameters()]
+        return out.penalty.mean().item(), [p.grad.clone() for p in model.grafts.parameters()]
 
     plain, want = gradients()
     model.enable_checkpointing()
@@ -473,6 +493,10 @@ def test_the_gate_decides_for_requests_that_name_no_branch_and_says_image_at_fir
     model.graft("lynx").learn_branch(means, torch.tensor([GROUNDING, IMAGE] * 5))
     assert branch("Where is the moon?") == "grounding" and branch("What is the moon?") == "image"
     assert branch("What is the moon?", branch="grounding") == "grounding"  # a name given is what counts
+    called = model.processor(images=image[0], text="<image>Where is the moon?")  # without a chat template
+    assert int(called["question"].sum()) == len("Where is the moon?") and "branch" not in called
+    half = copy.deepcopy(model).bfloat16()
+    assert half.graft("lynx").choose_branch(means[:1].bfloat16()).tolist() == [GROUNDING]
     text = model.processor.encode((Message.of("user", "Where is it?"),))
     assert "question" not in text and "branch" not in text  # nothing is read where there is no picture
 
@@ -522,7 +546,7 @@ def test_a_base_that_is_a_mixture(sparse: None, family: str) -> None:
     rows = torch.tensor([GROUNDING, GROUNDING, NONE, GROUNDING])
     out = model(**inputs, labels=labelled(inputs), branch=rows)
     out.loss.backward()
-    assert out.penalty.item() > 0 and all(p.grad.abs().sum() > 0 for p in graft.parameters())
+    assert out.penalty.mean().item() > 0 and all(p.grad.abs().sum() > 0 for p in graft.parameters())
     assert all(p.grad is None for p in model.language_model.parameters())  # its own router included
     assert set(graft.parts()) == {"experts", "router"} and len(graft.parts()["router"]) == len(graft.places)
     thin = made(family, awake=False, experts=None, top_k=None, every=None, expert="low_rank")
@@ -592,6 +616,7 @@ def test_llm_or_inserted() -> None:
         ({"every": True}, "every = True"),
         ({"layers": (4,)}, "different numbers from 0 to 3"),
         ({"layers": ()}, "different numbers"),
+        ({"layers": 0}, "different numbers"),
         ({"layers": ("first",)}, "different numbers"),
         ({"rank": 0}, "rank = 0"),
         ({"balance": -1}, "balance = -1"),

@@ -23,7 +23,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, D] -> log-odds [n], float32."""
-        return x.float() @ self.weight + self.bias
+        return x.float() @ self.weight.float() + self.bias.float()
 
     @torch.no_grad()
     def fit(self, x: Tensor, yes: Tensor) -> None:

@@ -94,6 +94,8 @@ def silence(decoder: DecoderSpec, layers: Sequence[nn.Module]) -> None:
     outputs = _outputs(decoder)
     for layer in layers:
         modules = dict(layer.named_modules())
+        if any(name not in modules for name in outputs):  # its layers are of several kinds
+            raise _no_identity(decoder)
         for name in outputs:
             for parameter in modules[name].parameters(recurse=False):
                 parameter.zero_()

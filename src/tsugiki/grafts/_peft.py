@@ -68,6 +68,12 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Te
     path = Path(folder)
     settings = _settings(path)
     _refuse_other_kinds(settings, str(path / SETTINGS))
+    for name in ("r", "lora_alpha"):
+        value = settings.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise StoreError(
+                f"{name} = {value!r}", expected="a number", fix="Save the adapter again.", where=str(path / SETTINGS)
+            )
     return settings, _pairs(path)
 
 

@@ -106,18 +106,22 @@ class Graft(Base):
             if value not in known:
                 raise UnknownNameError(name, str(value), known, where=f"iaa.{name}")
         names = config.branches
-        if not names or len(set(names)) != len(names) or not all(re.fullmatch(r"[a-z][a-z0-9_]*", n) for n in names):
+        listed = isinstance(names, tuple | list) and len(names) > 0 and len(set(names)) == len(names)
+        if not listed or not all(_is_name(n) for n in names):
             raise InputError(
-                f"branches = {names!r}", expected="different names, of small letters", where="iaa.branches"
+                f"branches = {names!r}", expected="a list of different names, of small letters", where="iaa.branches"
             )
         if "text" in names:
             raise InputError("a branch 'text'", expected="branches of requests with an image", where="iaa.branches")
         if config.inherit is not None and config.inherit not in names:
             raise UnknownNameError("branch", config.inherit, names, where="iaa.inherit")
         rows = config.rows
-        if (config.words == "delta_rows") is not bool(rows) or not all(0 <= i < decoder.vocabulary for i in rows):
+        listed = isinstance(rows, tuple | list) and all(
+            isinstance(i, int) and 0 <= i < decoder.vocabulary for i in rows
+        )
+        if not listed or (config.words == "delta_rows") is not bool(rows):
             raise InputError(
-                f"{len(rows)} rows with words = {config.words!r}",
+                f"rows = {rows!r} with words = {config.words!r}",
                 expected=f"token ids from 0 to {decoder.vocabulary - 1} with words='delta_rows', none otherwise",
                 where="iaa.rows",
             )
@@ -178,7 +182,8 @@ class Graft(Base):
         own = self._own(context)
         if own is None:
             return call(x)
-        y = own["norm"](x).to(x.dtype)
+        norm = own["norm"]
+        y = norm(x.to(next(norm.parameters()).dtype)).to(x.dtype)
         return y if context.rows is None else _for_rows(y, call(x), context.rows)
 
     def _embed(self, embeddings: Tensor, input_ids: Tensor, context: Context) -> Tensor:
@@ -230,6 +235,11 @@ def places(chosen: str | int | tuple[int, ...], depth: int) -> tuple[int, ...]:
             where="iaa.layers",
         )
     return tuple(sorted(listed))
+
+
+def _is_name(name: object) -> bool:
+    """Small letters, and no attribute of the dictionary in which the sets stand."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[a-z][a-z0-9_]*", name)) and not hasattr(nn.ModuleDict, name)
 
 
 def _for_rows(y: Tensor, other: Tensor, rows: Tensor | None) -> Tensor:

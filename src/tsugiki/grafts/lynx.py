@@ -139,8 +139,8 @@ class Graft(Base):
         """Places, among the candidates, of the layers with experts."""
         count, layers, every = len(found), self.config.layers, self.config.every
         if layers is not None:
-            inside = all(isinstance(i, int) and 0 <= i < count for i in layers)
-            if not layers or len(set(layers)) != len(layers) or not inside:
+            inside = isinstance(layers, tuple | list) and all(isinstance(i, int) and 0 <= i < count for i in layers)
+            if not inside or not layers or len(set(layers)) != len(layers):
                 raise InputError(
                     f"layers = {layers!r}", expected=f"different numbers from 0 to {count - 1}", where="lynx.layers"
                 )

@@ -102,8 +102,8 @@ def per_step(model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int | 
     logits = output.logits.flatten(0, -2).float()  # [L, V]
     nats = F.cross_entropy(logits, labels[:, 1:][scored].to(logits.device), reduction="none")
     total: Tensor = (nats * shares.to(nats)).sum()
-    if output.get("penalty") is not None:  # of the grafts, the same for every answer of the batch
-        total = total + answered(inputs) * output.penalty
+    if output.get("penalty") is not None:  # of the grafts: the mean over a row's tokens, like the rest
+        total = total + (output.penalty / torch.bincount(rows)[rows].to(output.penalty)).sum()
     return total / (items if items is not None else max(answered(inputs), 1))
 
 
