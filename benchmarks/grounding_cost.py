@@ -127,17 +127,21 @@ def _reader(arm: str) -> tuple[Callable[[], Any], Any]:
 
 
 class _Operators(TorchDispatchMode):
+    """Operators of a forward: those that give numbers of the network, and those on integers and masks."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.names: dict[bool, list[str]] = {True: [], False: []}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
+        out = function(*args, **(kwargs or {}))
+        first = out[0] if isinstance(out, (tuple, list)) and out else out
+        self.names[isinstance(first, torch.Tensor) and first.is_floating_point()].append(str(function))
+        return out
 
 
 def operators(_: int) -> dict[str, Any]:
-    """An understanding request runs the parent's operators."""
+    """An understanding request runs the parent's operators, and a few on the numbers of branches."""
     seen = {}
     for arm in ("projector", "lynx, understanding"):
         run, _model = _reader(arm)
@@ -145,10 +149,10 @@ def operators(_: int) -> dict[str, Any]:
             run()
         seen[arm] = mode.names
     parent, own = seen.values()
-    rows = {
-        "operators of an understanding request: lynx": f"{len(own)}, the parent's {len(parent)}; same: {own == parent}"
-    }
-    return {"rows": rows}
+    same = "the parent's, in order" if own[True] == parent[True] else "NOT the parent's"
+    more = len(own[False]) - len(parent[False])
+    value = f"{len(own[True])} on floats, {same}; {more} more on [B, T] integers that say the branch"
+    return {"rows": {"operators of an understanding request: lynx": value}}
 
 
 def _beside(what: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
