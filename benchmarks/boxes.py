@@ -8,7 +8,6 @@ Every arm: the same pictures, batches, steps and rate, the same warm start of th
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from _box_loss import BoxLoss
+from _commands import arms
 from _results import RESULTS, write
 
 from tsugiki import assets
@@ -26,7 +26,7 @@ from tsugiki.evals import stats, yardsticks
 from tsugiki.evals import task as tasks
 from tsugiki.evals.free import FreeAnswerer
 from tsugiki.evals.tasks import grounding
-from tsugiki.studies._build import build_model, fetch_tower
+from tsugiki.studies._build import build_model
 from tsugiki.studies._training import encode
 from tsugiki.training.trainer import StepReport, train
 from tsugiki.types import Box, BoxPart, Message, Sample, TextPart
@@ -86,8 +86,12 @@ def leading_digits(model: Any, samples: list[Sample], features: Any, codec: BoxC
     return right / asked
 
 
-def run(objects: int, name: str, seed: int, runs: Path) -> None:
-    """One arm, unless it is finished."""
+def run(number: str, name: str, seed: int, runs: Path) -> None:
+    """One arm, unless it is finished; the arm "oracle" trains nothing."""
+    objects = int(number)
+    if name == "oracle":
+        oracle(objects, runs)
+        return
     file = FINISHED / f"{objects}-{name.replace(', ', '-').replace(' ', '-')}-{seed}.json"
     if file.is_file():
         return
@@ -136,7 +140,7 @@ def run(objects: int, name: str, seed: int, runs: Path) -> None:
     if steps > STEPS:
         result["longer"] = {"steps": steps, "seconds": done.seconds, **asked(model, ask, features)}
     result |= {
-        "ids": [s.id for s in ask], "sizes": [grounding.size_class(s, gold_of(s)[0]) for s in ask],
+        "ids": [s.id for s in ask], "sizes": [grounding.size_class(s, grounding.gold(s)[0]) for s in ask],
         "digits": curve, "losses": [round(v, 4) for v in done.losses], "warm": dict(done.reports),
     }  # fmt: skip
     if box_loss:
@@ -185,15 +189,12 @@ def asked(model: Any, ask: list[Sample], features: Any) -> dict[str, Any]:
     return {"graft": scored(boxes, ask), "texts": texts}
 
 
-def gold_of(sample: Sample) -> tuple[Box, ...]:
-    assert sample.answer is not None
-    return tuple(p.box for p in sample.answer.parts if isinstance(p, BoxPart))
-
-
 def scored(boxes: list[Any], samples: list[Sample]) -> dict[str, list[float]]:
     """Per sample: hit at 0.5, centre hit, intersection over union of the first box."""
     measures = {"hit": grounding.hit, "centre": grounding.centre_hit, "iou": grounding.overlap}
-    return {k: [round(m(b, gold_of(s)), 4) for b, s in zip(boxes, samples, strict=True)] for k, m in measures.items()}
+    return {
+        k: [round(m(b, grounding.gold(s)), 4) for b, s in zip(boxes, samples, strict=True)] for k, m in measures.items()
+    }
 
 
 def row(found: list[dict[str, Any]], full: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -262,20 +263,5 @@ def table() -> None:
     write("boxes", "What makes boxes learnable through a frozen LLM", rows, notes)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="objects:arm:seed of the arms to run; no table")
-    given = parser.parse_args()
-    if given.only is None:
-        table()
-        return
-    assets.fetch("smollm2-135m-instruct")
-    fetch_tower("efficientnet-lite0")
-    for one in given.only:
-        objects, name, seed = one.split(":")
-        runs = assets.cache_dir() / "runs" / "boxes"
-        oracle(int(objects), runs) if name == "oracle" else run(int(objects), name, int(seed), runs)
-
-
 if __name__ == "__main__":
-    main()
+    arms(__doc__, "objects:arm:seed", run, table, "boxes")

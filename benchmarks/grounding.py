@@ -9,14 +9,14 @@ at all (results/boxes.md: places and short text) is the same in all of them.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from _commands import arms
 from _results import RESULTS, write
-from boxes import SHORT, asked, gold_of, scored
+from boxes import SHORT, asked, scored
 
 import tsugiki
 from tsugiki import assets
@@ -24,7 +24,7 @@ from tsugiki.data import schema
 from tsugiki.evals import stats, yardsticks
 from tsugiki.evals import task as tasks
 from tsugiki.evals.tasks import grounding
-from tsugiki.studies._build import build_model, fetch_tower
+from tsugiki.studies._build import build_model
 from tsugiki.studies._training import encode
 from tsugiki.training.trainer import train
 from tsugiki.types import Sample
@@ -59,7 +59,7 @@ def data(folder: Path) -> tuple[list[Sample], dict[str, list[Sample]]]:
             n, out=drawn[1], split=split, tasks=["box"], forms=["boxes"], languages=("en",), negatives=0.0,
             severities=["medium", "high"], sizes=["medium", "large"],
         )  # fmt: skip
-        found = [[s for s in schema.load(d / "samples.jsonl") if gold_of(s)] for d in drawn]
+        found = [[s for s in schema.load(d / "samples.jsonl") if grounding.gold(s)] for d in drawn]
         if split == "train":
             learn = found[0] + found[1]
         else:
@@ -94,7 +94,7 @@ def run(name: str, seed: int, runs: Path) -> None:
         rivals = yardsticks.places("box", samples, tasks.Settings(features=features, train=learn, seed=seed), model)
         result[kind] = {
             "ids": [s.id for s in samples],
-            "sizes": [grounding.size_class(s, gold_of(s)[0]) for s in samples],
+            "sizes": [grounding.size_class(s, grounding.gold(s)[0]) for s in samples],
             **asked(model, samples, features),
             **{rival: scored([(b,) for b in boxes], samples) for rival, boxes in rivals.items()},
         }
@@ -157,19 +157,5 @@ def table() -> None:
     write("grounding", "Boxes: projector, IAA, LynX", rows, notes)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="arm:seed of the arms to run; no table")
-    given = parser.parse_args()
-    if given.only is None:
-        table()
-        return
-    assets.fetch("smollm2-135m-instruct")
-    fetch_tower("efficientnet-lite0")
-    for one in given.only:
-        name, seed = one.split(":")
-        run(name, int(seed), assets.cache_dir() / "runs" / "grounding")
-
-
 if __name__ == "__main__":
-    main()
+    arms(__doc__, "arm:seed", run, table, "grounding")

@@ -10,7 +10,6 @@ during one training step minus that of one that only loads.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _commands as commands
 import torch
-from _results import RESULTS, write
+from _results import write
 from _turns import median, ratios, timed, turns
 from _wings_arms import LLM, SHORT, TOWER, load, request, twin
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -178,7 +178,7 @@ def memory(_: int) -> dict[str, Any]:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     used = {}
     for arm in ("load", *(a for a in ARMS if a != "lynx, understanding")):
-        command = [sys.executable, str(Path(__file__)), "--peak", arm]
+        command = [sys.executable, str(Path(__file__)), "--peak", json.dumps([arm])]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -216,22 +216,5 @@ def table(parts: dict[str, Any], rounds: int) -> None:
     write("grounding_cost", "What the grafts that ground cost", rows, notes, parts=parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS))
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.peak:
-        peak(options.peak)
-        return
-    file = RESULTS / "grounding_cost.json"
-    parts = json.loads(file.read_text())["parts"] if options.only and file.is_file() else {}
-    for name in options.only or PARTS:
-        parts[name] = PARTS[name](options.rounds)
-        table(parts, options.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    commands.parts(__doc__, "grounding_cost", PARTS, table, peak)

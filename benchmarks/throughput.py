@@ -38,7 +38,7 @@ from tsugiki.training import _work, parts, recipe, stage_trainer
 from tsugiki.training._work import Work
 from tsugiki.training.prefix import common
 from tsugiki.training.run import versions
-from tsugiki.training.sources import Encoder, Stream
+from tsugiki.training.stream import Encoder, Stream
 from tsugiki.types import IMAGE, Message, Sample
 from tsugiki.vision.cache import FeatureCache
 

@@ -10,7 +10,6 @@ less. Memory is the peak of a fresh process during one step minus that of one th
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -21,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _commands as commands
 import torch
-from _results import RESULTS, write
+from _results import write
 from _turns import median, ratios, timed, turns
 from _wings_arms import ARMS, CONTEXT, LLM, LONG, PLAIN, SHORT, load, request, same, seeing, stepper, twin
 
@@ -213,22 +213,5 @@ def table(parts: dict[str, Any], rounds: int) -> None:
     write("wings_cost", "What WINGS costs", rows, notes, parts=parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS))
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.peak:
-        peak(*json.loads(options.peak))
-        return
-    file = RESULTS / "wings_cost.json"
-    parts = json.loads(file.read_text())["parts"] if options.only and file.is_file() else {}
-    for name in options.only or PARTS:
-        parts[name] = PARTS[name](options.rounds)
-        table(parts, options.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    commands.parts(__doc__, "wings_cost", PARTS, table, peak)

@@ -9,20 +9,20 @@ stays frozen. The rate is constant, so that the projector's run simply goes on u
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
+from _commands import arms
 from _results import RESULTS, write
 
 from tsugiki import assets
 from tsugiki.data import schema
 from tsugiki.evals import stats, yardsticks
 from tsugiki.evals import task as tasks
-from tsugiki.studies._build import build_model, fetch_tower
+from tsugiki.studies._build import build_model
 from tsugiki.studies._training import encode
 from tsugiki.synth import fabric
 from tsugiki.training import parts
@@ -180,19 +180,5 @@ def table() -> None:
     write("wings_learning", "WINGS against the projector: what is learned", rows, notes)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="task:arm:seed of the arms to run; no table")
-    given = parser.parse_args()
-    if given.only is None:
-        table()
-        return
-    assets.fetch("smollm2-135m-instruct")
-    fetch_tower("efficientnet-lite0")
-    for one in given.only:
-        task, name, seed = one.split(":")
-        run(task, name, int(seed), assets.cache_dir() / "runs" / "wings_learning")
-
-
 if __name__ == "__main__":
-    main()
+    arms(__doc__, "task:arm:seed", run, table, "wings_learning")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tsugiki.configuration import TsugikiOutput
 from tsugiki.errors import InputError, PromptError, UnknownNameError
-from tsugiki.grafts._context import TsugikiCache
+from tsugiki.grafts._cache import TsugikiCache
 from tsugiki.types import BRANCHES, PAD, TEXT
 
 TEXT_ROW = BRANCHES["text"]
@@ -72,13 +72,23 @@ def of_rows(
     return torch.where(seen, given, TEXT_ROW) if isinstance(branch, str) else given
 
 
-@torch.no_grad()
 def _chosen(model: Any, input_ids: Tensor, question: Tensor) -> Tensor:
-    """What the first graft that decides says: ids and marks [B, T] -> int64 [B]."""
-    words = model.decoder.embed(model._safe(input_ids)).float() * question[..., None]
-    mean = words.sum(1) / question.sum(1, keepdim=True).clamp(min=1)
-    chosen: Tensor = next(g for g in model.grafts if g.chooses_branch).choose_branch(mean)
+    """What the graft that decides says: ids and marks [B, T] -> int64 [B]."""
+    chosen: Tensor = chooser(model).choose_branch(question_mean(model, input_ids, question))
     return chosen
+
+
+def chooser(model: Any) -> Any:
+    """The graft that decides on branches: the first one that does; the model has one."""
+    return next(g for g in model.grafts if g.chooses_branch)
+
+
+@torch.no_grad()
+def question_mean(model: Any, input_ids: Tensor, question: Tensor) -> Tensor:
+    """Mean word embedding of the marked tokens, what a graft decides by: ids and marks [B, T] -> float [B, D]."""
+    words = model.decoder.embed(model._safe(input_ids)).float() * question[..., None]
+    mean: Tensor = words.sum(1) / question.sum(1, keepdim=True).clamp(min=1)
+    return mean
 
 
 def numbers(branch: Tensor | str | None, rows: int, device: torch.device) -> Tensor | None:
@@ -153,7 +163,16 @@ def forward(
         run: the composite's forward.
         inputs: its keywords for all rows.
         items: label tokens by which the summed loss is divided; None = those of this batch.
+
+    Raises:
+        InputError: hidden states or attentions are asked for, which differ in depth by branch.
     """
+    if inputs.get("output_hidden_states") or inputs.get("output_attentions"):
+        raise InputError(
+            "rows of several branches, and hidden states or attentions are asked for",
+            expected="rows of one branch, or logits and loss alone",
+            fix="Run the branches one after the other.",
+        )
     found = groups(branch)
     parts: list[Any] = [run(**taken(inputs, rows), num_items_in_batch=1) for _, rows in found]
     if inputs.get("labels") is None:

@@ -18,7 +18,8 @@ from tsugiki import assets, grafts, identity
 from tsugiki.configuration import TsugikiConfig
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import InputError, UnknownNameError
-from tsugiki.grafts._base import Graft, claims, refuse_unregistered
+from tsugiki.grafts._base import Graft, claims
+from tsugiki.grafts._sites import refuse_unregistered
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.vision.frontend import FrontEnd, FrontEndConfig
 

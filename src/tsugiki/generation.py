@@ -14,7 +14,7 @@ from transformers import GenerationMixin
 from tsugiki import branches
 from tsugiki.configuration import CACHE
 from tsugiki.errors import PromptError
-from tsugiki.grafts._context import TsugikiCache
+from tsugiki.grafts._cache import TsugikiCache
 from tsugiki.types import IMAGE, PAD, TAG, TEXT
 
 

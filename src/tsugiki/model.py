@@ -29,8 +29,10 @@ from tsugiki.decoder import DecoderSpec, is_peft, unwrapped
 from tsugiki.errors import PromptError, UnknownNameError, UnsupportedError
 from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders, text_kinds
 from tsugiki.grafts import _context
-from tsugiki.grafts._base import Graft, refuse_unregistered
-from tsugiki.grafts._context import KEYWORD, Context, TsugikiCache
+from tsugiki.grafts._base import Graft
+from tsugiki.grafts._cache import TsugikiCache
+from tsugiki.grafts._context import KEYWORD, Context
+from tsugiki.grafts._sites import refuse_unregistered
 from tsugiki.types import Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
 

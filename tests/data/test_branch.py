@@ -24,6 +24,9 @@ def test_a_sample_asks_for_the_branch_that_it_names_or_that_its_answer_shows() -
     assert branch_of(sample()) == "image"
     assert branch_of(sample(BoxPart(Box(0, 0, 9, 9)))) == "grounding"
     assert branch_of(sample(task="absent", meta={"form": "boxes"})) == "grounding"
+    # A converter's question about what is not there is put like those whose answer is a box.
+    assert branch_of(sample(task="absent", meta={"category": "cup"})) == "grounding"
+    assert branch_of(sample(task="absent", meta={"form": "short"})) == "image"
     assert branch_of(sample(BoxPart(Box(0, 0, 9, 9)), meta={"branch": "image"})) == "image"
     with pytest.raises(UnknownNameError, match="grounding"):
         branch_of(sample(meta={"branch": "grounded"}))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tsugiki.build import attach
 from tsugiki.evals import _pictured, prompts, proof
 from tsugiki.grafts import lynx
-from tsugiki.grafts._base import Site
+from tsugiki.grafts._sites import Site
 from tsugiki.testing import TinyTower, tiny_llm, tiny_model, tiny_tokenizer
 from tsugiki.types import Check
 

@@ -5,6 +5,7 @@ A row is a list of pieces: a number n = n text tokens, "i" = one picture.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,6 +79,19 @@ def alone(batch: dict[str, Tensor], row: int, side: str) -> tuple[dict[str, Tens
         else:
             del out["token_kind"], out["image_index"]
     return out, where
+
+
+def in_parts(model: Any, inputs: dict[str, Tensor], cuts: tuple[int, ...], **options: Any) -> Tensor:
+    """Logits of a request whose positions are read in parts, each from one cut to the next, through one cache."""
+    visual, cache, logits = model.frontend(pixel_values=inputs["pixel_values"]), None, []
+    for start, end in pairwise((0, *cuts, inputs["input_ids"].shape[1])):
+        piece = {k: inputs[k][:, start:end] for k in ("input_ids", "token_kind", "image_index")}
+        mask = inputs["attention_mask"][:, :end]
+        with torch.no_grad():
+            out = model(**piece, attention_mask=mask, visual=visual, cache=cache, use_cache=True, **options)
+        cache = out.cache
+        logits.append(out.logits)
+    return torch.cat(logits, 1)
 
 
 def wake(model: Any, seed: int = 1) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.grafts._requests import alone, request, wake
+from tests.grafts._requests import alone, in_parts, request, wake
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,8 +22,9 @@ import tsugiki
 from tsugiki import grafts
 from tsugiki.configuration import cache_of
 from tsugiki.errors import UnsupportedError
-from tsugiki.grafts._base import Graft, Site
+from tsugiki.grafts._base import Graft
 from tsugiki.grafts._context import current
+from tsugiki.grafts._sites import Site
 from tsugiki.testing import FAMILIES, TinyTower, tiny_model
 from tsugiki.types import TEXT
 
@@ -201,16 +202,7 @@ def test_4_cached_equals_uncached(model: Any, cache: str | None, beams: int) -> 
 def test_4_a_prompt_may_be_read_in_parts(model: Any) -> None:
     wake(model)
     inputs = request(model, [[4, "i", 6, "i", 5]])
-    whole = logits(model, inputs)
-    visual = model.frontend(pixel_values=inputs["pixel_values"])
-    cache, parts = None, []
-    for start, end in ((0, 5), (5, 9), (9, whole.shape[1])):
-        piece = {k: inputs[k][:, start:end] for k in ("input_ids", "token_kind", "image_index")}
-        with torch.no_grad():
-            mask = inputs["attention_mask"][:, :end]
-            out = model(**piece, attention_mask=mask, visual=visual, cache=cache, use_cache=True)
-        cache, _ = out.cache, parts.append(out.logits)
-    close(torch.cat(parts, 1), whole, 5e-5)
+    close(in_parts(model, inputs, (5, 9)), logits(model, inputs), 5e-5)
 
 
 def test_4_a_second_turn_with_a_second_picture(model: Any) -> None:

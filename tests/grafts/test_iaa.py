@@ -14,12 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import tsugiki
 from tsugiki.build import attach
+from tsugiki.chat import decode
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import InputError, PromptError, UnknownNameError, UnsupportedError
+from tsugiki.evals.free import FreeAnswerer
 from tsugiki.grafts import iaa
 from tsugiki.grafts._context import build as context_of
 from tsugiki.testing import FAMILIES, TinyTower, tiny_llm, tiny_model, tiny_tokenizer
-from tsugiki.types import BRANCHES, TEXT
+from tsugiki.types import BRANCHES, TEXT, Box, BoxPart, Sample
 
 IMAGE, GROUNDING, NONE = BRANCHES["image"], BRANCHES["grounding"], BRANCHES["text"]
 ROWS = [[3, "i", 4, "i", 2], [5, "i", 6], [9], [2, "i", 3]]
@@ -376,3 +378,31 @@ def test_a_stack_that_fails_leaves_no_layers_behind(monkeypatch: pytest.MonkeyPa
             attach(model, "iaa", layers=(1,))
     assert model.decoder.inserted == () and [g.name for g in model.grafts] == ["projector"]
     assert torch.equal(logits(model, inputs), before)
+
+
+def test_a_free_answer_takes_the_branch_that_the_gold_answer_shows() -> None:
+    model = two()
+    picture = tsugiki.testing.tiny_images(1)[0]
+    asked = tsugiki.Message.of("user", "Where is it?", (picture,))
+    gold = tsugiki.Message("assistant", (BoxPart(Box(0, 0, 9, 9)),))
+    found = FreeAnswerer(model, max_new_tokens=6)([Sample(id="1", messages=(asked, gold))])
+    said = {}
+    for branch in ("image", "grounding"):
+        inputs = model.processor.encode((asked,), add_generation_prompt=True, branch=branch)
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+        said[branch] = decode(model.tokenizer, tokens)
+    assert found == [said["grounding"]] and said["image"] != said["grounding"]
+
+
+def test_several_branches_have_no_common_hidden_states() -> None:
+    model = two()
+    batch = request(model, ROWS)
+    with pytest.raises(InputError, match="hidden states"):
+        model(**batch, branch=torch.tensor([IMAGE, GROUNDING, NONE, IMAGE]), output_hidden_states=True)
+
+
+def test_a_set_is_taught_by_its_branch_and_that_of_image_by_those_without_a_set() -> None:
+    graft = two().graft("iaa")
+    known = ("image", "grounding", "defects")
+    assert graft.taught_by(["grounding"], known) == {"grounding"}
+    assert graft.taught_by(["image"], known) == {"image", "defects"} and graft.taught_by([], known) == set(known)

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.grafts._requests import alone, request, wake
+from tests.grafts._requests import alone, in_parts, request, wake
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -144,16 +144,8 @@ def test_a_prompt_read_in_parts_knows_that_a_picture_comes(rows: Any, beams: int
 def test_a_batch_read_in_parts_is_told_whose_picture_comes() -> None:
     model = seeing()
     inputs = request(model, [[6, "i", 5], [6, "i", 5]])
-    whole, visual = logits(model, inputs), model.frontend(pixel_values=inputs["pixel_values"])
-    cache, parts = None, []
-    for start, end in ((0, 4), (4, whole.shape[1])):
-        piece = {k: inputs[k][:, start:end] for k in ("input_ids", "token_kind", "image_index")}
-        mask = inputs["attention_mask"][:, :end]
-        options = {"visual": visual, "cache": cache, "use_cache": True, "branch": torch.full((2,), BRANCHES["image"])}
-        with torch.no_grad():
-            out = model(**piece, attention_mask=mask, **options)
-        cache, _ = out.cache, parts.append(out.logits)
-    close(torch.cat(parts, 1), whole, 5e-5)
+    coming = torch.full((2,), BRANCHES["image"])
+    close(in_parts(model, inputs, (4,), branch=coming), logits(model, inputs), 5e-5)
 
 
 def test_a_row_of_a_cache_that_gets_its_first_picture_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.grafts._requests import alone, request, wake
+from tests.grafts._requests import alone, in_parts, request, wake
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +21,7 @@ from tsugiki.build import attach
 from tsugiki.errors import InputError, PromptError, UnknownNameError, UnsupportedError
 from tsugiki.grafts import _experts, lynx
 from tsugiki.grafts._classifier import Classifier, logistic
-from tsugiki.grafts._experts import Copies, LowRank, Router, Routing
+from tsugiki.grafts._experts import Copies, LowRankExperts, Router, Routing
 from tsugiki.testing import FAMILIES, TinyTower, tiny_images, tiny_llm, tiny_model, tiny_tokenizer
 from tsugiki.training import losses
 from tsugiki.types import BRANCHES, PAD, TEXT, Message
@@ -112,7 +112,7 @@ def test_copies_are_the_mixture_written_out(n: int, k: int, b: int, t: int) -> N
 @given(st.integers(1, 4), st.integers(1, 4))
 def test_low_rank_experts_are_a_difference_to_the_frozen_one(n: int, k: int) -> None:
     k, ffn = min(n, k), Ffn().double()
-    mixture = LowRank(8, 2, n, k).double()
+    mixture = LowRankExperts(8, 2, n, k).double()
     u = torch.randn(2, 5, 8, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(mixture(u, ffn(u))[0], ffn(u))  # B = 0
@@ -311,16 +311,7 @@ def test_cached_equals_uncached(options: dict[str, Any], cache: str | None, beam
 def test_a_prompt_of_the_grounding_branch_may_be_read_in_parts(family: str) -> None:
     model = made(family)
     inputs = request(model, [[4, "i", 6, "i", 5]])
-    whole = logits(model, inputs, branch="grounding")
-    visual = model.frontend(pixel_values=inputs["pixel_values"])
-    cache, parts = None, []
-    for start, end in ((0, 5), (5, 9), (9, whole.shape[1])):
-        piece = {k: inputs[k][:, start:end] for k in ("input_ids", "token_kind", "image_index")}
-        with torch.no_grad():
-            mask = inputs["attention_mask"][:, :end]
-            out = model(**piece, attention_mask=mask, visual=visual, cache=cache, use_cache=True, branch="grounding")
-        cache, _ = out.cache, parts.append(out.logits)
-    close(torch.cat(parts, 1), whole)
+    close(in_parts(model, inputs, (5, 9), branch="grounding"), logits(model, inputs, branch="grounding"))
 
 
 def test_a_cache_of_the_other_branch_is_refused() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import UnsupportedError
 from tsugiki.grafts import _context
-from tsugiki.grafts._base import Graft, Site
+from tsugiki.grafts._base import Graft
 from tsugiki.grafts._context import KEYWORD, Context
+from tsugiki.grafts._sites import Site
 from tsugiki.testing import FAMILIES, tiny_llm
 from tsugiki.types import VisualTokens
 

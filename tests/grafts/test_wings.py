@@ -16,7 +16,7 @@ import tsugiki
 from tsugiki.configuration import cache_of
 from tsugiki.errors import InputError, PromptError, TsugikiError, UnsupportedError
 from tsugiki.grafts import _learners, wings
-from tsugiki.grafts._context import TsugikiCache
+from tsugiki.grafts._cache import TsugikiCache
 from tsugiki.testing import TinyTower, tiny_model, tiny_tokenizer
 from tsugiki.types import TEXT
 

@@ -23,7 +23,7 @@ from tsugiki.errors import RecipeError, UnsupportedError
 from tsugiki.training import feed, parallel, parts, processes
 from tsugiki.training import recipe as recipes
 from tsugiki.training.processes import Processes
-from tsugiki.training.sources import Encoder
+from tsugiki.training.stream import Encoder
 
 ROOT = Path(__file__).parents[2]
 GRAFTS = ["projector", "cross_attention", "wings", "lora"]

@@ -17,7 +17,8 @@ from tsugiki.testing import tiny_images
 from tsugiki.training import feed
 from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import load as load_recipe
-from tsugiki.training.sources import GROUP, Encoder, Stream, digest, in_picture, load, replayed
+from tsugiki.training.sources import digest, in_picture, load, replayed
+from tsugiki.training.stream import GROUP, Encoder, Stream
 from tsugiki.types import ImagePart, Message, Sample, TextPart
 
 

@@ -10,7 +10,7 @@ import torch
 from tsugiki.data.mixture import Mixture
 from tsugiki.errors import RecipeError
 from tsugiki.testing import tiny_images, tiny_model
-from tsugiki.training.sources import Encoder, Stream
+from tsugiki.training.stream import Encoder, Stream
 from tsugiki.training.trainer import train
 from tsugiki.types import Message, Sample
 from tsugiki.vision.cache import FeatureCache

@@ -25,7 +25,22 @@ def branch_of(sample: Sample) -> str:
         return str(named)
     answers = [m for m in sample.messages if m.role == "assistant"]
     boxed = any(isinstance(p, BoxPart) for m in answers for p in m.parts)
-    return "grounding" if boxed or sample.meta.get("form") == "boxes" else "image"
+    return "grounding" if boxed or sample.meta.get("form") == "boxes" or is_absent(sample) else "image"
+
+
+def is_absent(sample: Sample) -> bool:
+    """Does the sample ask for the box of a thing that is not there?"""
+    return sample.task == "absent" and sample.meta.get("form", "boxes") == "boxes"
+
+
+def branch_in(sample: Sample, known: Container[str]) -> str:
+    """The branch that a sample takes in a model that tells the `known` ones apart.
+
+    Raises:
+        UnknownNameError: as `branch_of`.
+    """
+    branch = branch_of(sample)
+    return branch if branch in known else "image"
 
 
 def number(branch: str, known: Container[str]) -> int:

@@ -16,7 +16,16 @@ from tsugiki.data.files import sha256_file
 from tsugiki.errors import ImageError
 from tsugiki.types import ImageSource
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "content_key", "image_files", "image_size", "open_image", "pixel_key"]
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "content_key",
+    "image_files",
+    "image_size",
+    "open_image",
+    "pixel_key",
+    "source_key",
+]
 
 _SUFFIXES = (
     "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif heic heif ico tga"
@@ -69,6 +78,11 @@ def image_size(source: ImageSource, *, where: str = "") -> tuple[int, int]:
         ImageError: missing, empty, or not a picture.
     """
     return without_warnings(lambda: read_size(source, where))
+
+
+def source_key(source: ImageSource) -> str | bytes | int:
+    """What tells two sources apart without opening them: a path, the bytes, or which open picture it is."""
+    return str(source) if isinstance(source, (str, Path)) else source if isinstance(source, bytes) else id(source)
 
 
 def content_key(source: ImageSource) -> str:

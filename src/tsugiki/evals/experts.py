@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsugiki.branches import chooser, name_of, question_mean
 from tsugiki.data.branch import branch_of
 from tsugiki.types import BRANCHES, Sample
 
@@ -31,10 +32,8 @@ def questions(model: Any, samples: Sequence[Sample]) -> tuple[list[Sample], Tens
     means = []
     for sample in seen:
         encoded = collate.encode(sample)
-        ids = [i for i, own in zip(encoded.input_ids, encoded.question, strict=True) if own]
-        with torch.no_grad():
-            words = model.decoder.embed(torch.tensor(ids, dtype=torch.long, device=device)).float()
-        means.append(words.sum(0) / max(len(ids), 1))
+        rows = (torch.tensor([row], device=device) for row in (encoded.input_ids, encoded.question))
+        means.append(question_mean(model, *rows)[0])
     branches = torch.tensor([BRANCHES[branch_of(s)] for s in seen], dtype=torch.long, device=device)
     return seen, torch.stack(means) if means else torch.zeros(0, model.decoder.embedding_size), branches
 
@@ -42,14 +41,15 @@ def questions(model: Any, samples: Sequence[Sample]) -> tuple[list[Sample], Tens
 def confusion(model: Any, samples: Sequence[Sample]) -> Confusion:
     """Branches that samples with a picture ask for, and those that the model's gate gives them."""
     seen, means, wanted = questions(model, samples)
+    return counted(wanted, chooser(model).choose_branch(means)) if seen and model.chooses_branch else {}
+
+
+def counted(wanted: Tensor, chosen: Tensor) -> Confusion:
+    """Numbers of branches, int64 [n] each, by their names."""
     found: Confusion = {}
-    if not seen or not model.chooses_branch:
-        return found
-    names = {number: name for name, number in BRANCHES.items()}
-    graft = next(g for g in model.grafts if g.chooses_branch)
-    for want, got in zip(wanted.tolist(), graft.choose_branch(means).tolist(), strict=True):
-        row = found.setdefault(names[want], {})
-        row[names[got]] = row.get(names[got], 0) + 1
+    for want, got in zip(wanted.tolist(), chosen.tolist(), strict=True):
+        row = found.setdefault(name_of(want), {})
+        row[name_of(got)] = row.get(name_of(got), 0) + 1
     return found
 
 

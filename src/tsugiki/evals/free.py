@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from tsugiki.data.branch import branch_of
 from tsugiki.types import Sample
 
 
@@ -73,7 +74,8 @@ class FreeAnswerer:
     @torch.inference_mode()
     def _generate(self, samples: Sequence[Sample], *processors: LogitsProcessor) -> list[list[int]]:
         """Ids of the new tokens, padding and end included."""
-        prompts = [replace(s, messages=s.prompt) for s in samples]
+        # What a sample asks for may show in its gold answer alone, which is not part of the prompt.
+        prompts = [replace(s, messages=s.prompt, meta={**s.meta, "branch": branch_of(s)}) for s in samples]
         batch = self.model.encode_samples(prompts, features=self.features, add_generation_prompt=True)
         device = next(self.llm.parameters()).device
         inputs = {k: v.to(device) for k, v in batch.inputs().items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tsugiki.data import schema
+from tsugiki.data.images import source_key
 from tsugiki.errors import DataError, InputError, UnknownNameError
 from tsugiki.evals import stats
 from tsugiki.evals.options import Normalise, text_key
@@ -204,8 +205,7 @@ def picture_groups(samples: Sequence[Sample]) -> list[Hashable] | None:
 def _picture_key(sample: Sample, row: int) -> Hashable:
     if not sample.images:
         return ("no picture", row)
-    source = sample.images[0]
-    return source if isinstance(source, str | bytes | Path) else id(source)
+    return source_key(sample.images[0])
 
 
 def message_text(message: Message | None) -> str:

@@ -58,8 +58,7 @@ def _take_over(layer: nn.Module, original: nn.Module, name: str) -> None:
         )
     with torch.no_grad():
         for key, tensor in own.items():
-            value = given[key]
-            tensor.copy_(value.dequantize() if hasattr(value, "dequantize") and value.is_quantized else value)
+            tensor.copy_(given[key])
 
 
 def without_dropout(module: nn.Module) -> None:

@@ -122,7 +122,7 @@ class CopiedMixture(nn.Module):
         return y.to(u.dtype), Routing(probabilities(scores), chosen)
 
 
-class LowRank(nn.Module):
+class LowRankExperts(nn.Module):
     """N experts E_e(u) = FFN(u) + B_e silu(A_e u) of rank r; B is zero at the start, so that all are the frozen FFN."""
 
     def __init__(self, dim: int, rank: int, experts: int, top_k: int) -> None:

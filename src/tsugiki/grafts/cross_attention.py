@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import InputError, UnsupportedError
 from tsugiki.grafts._base import Graft as Base
-from tsugiki.grafts._base import Site
 from tsugiki.grafts._context import Context
+from tsugiki.grafts._sites import Site
 from tsugiki.types import TEXT, VisualTokens
 
 PAPER = "arXiv:2204.14198"

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tsugiki.decoder import Block, DecoderSpec
 from tsugiki.errors import InputError, UnknownNameError
 from tsugiki.grafts._base import Graft as Base
-from tsugiki.grafts._base import Site
 from tsugiki.grafts._context import Context
 from tsugiki.grafts._copies import copied, layer_like, silence
+from tsugiki.grafts._sites import Site
 from tsugiki.grafts._words import Words
 from tsugiki.types import TEXT, register_branch
 
@@ -142,9 +142,9 @@ class Graft(Base):
         names = [n for n, _ in self.named_parameters()]
         return {b: [n for n in names if n.startswith(f"sets.{b}.")] for b in self.branches}
 
-    def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
+    def taught_by(self, parts: Sequence[str], known: Sequence[str]) -> frozenset[str]:
         names = frozenset(parts or self.branches)
-        return None if "image" in names and names.issuperset(self.branches) else names
+        return names | (set(known) - set(self.branches) if "image" in names else set())
 
     def begin_stage(self, changes: Mapping[str, Any], trained: Sequence[str]) -> None:
         source = changes.get("inherit")
@@ -175,7 +175,7 @@ class Graft(Base):
             return y
         layer = own["layers"][k]
         changed = again(layer, y.to(next(layer.parameters()).dtype))
-        return _for_rows(changed.to(y.dtype), y, context.rows)
+        return context.for_rows(changed.to(y.dtype), y)
 
     def _norm(self, call: Callable[[Tensor], Tensor], x: Tensor, context: Context) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
@@ -184,7 +184,7 @@ class Graft(Base):
             return call(x)
         norm = own["norm"]
         y = norm(x.to(next(norm.parameters()).dtype)).to(x.dtype)
-        return y if context.rows is None else _for_rows(y, call(x), context.rows)
+        return y if context.rows is None else context.for_rows(y, call(x))
 
     def _embed(self, embeddings: Tensor, input_ids: Tensor, context: Context) -> Tensor:
         """Word vectors of text positions; what is spliced in stays. [B, T, D], ids int64 [B, T] -> [B, T, D]."""
@@ -207,7 +207,7 @@ class Graft(Base):
         whole = self.config.words == "full" and rows is None
         scores = None if whole else call(x)
         y: Tensor = own["words"](scores, hidden=x)
-        return y if rows is None or scores is None else _for_rows(y, scores, rows)
+        return y if rows is None or scores is None else torch.where(rows, y, scores)
 
 
 def places(chosen: str | int | tuple[int, ...], depth: int) -> tuple[int, ...]:
@@ -240,8 +240,3 @@ def places(chosen: str | int | tuple[int, ...], depth: int) -> tuple[int, ...]:
 def _is_name(name: object) -> bool:
     """Small letters, and no attribute of the dictionary in which the sets stand."""
     return isinstance(name, str) and bool(re.fullmatch(r"[a-z][a-z0-9_]*", name)) and not hasattr(nn.ModuleDict, name)
-
-
-def _for_rows(y: Tensor, other: Tensor, rows: Tensor | None) -> Tensor:
-    """y for the rows with an image, `other` for those without."""
-    return y if rows is None else torch.where(rows, y, other)

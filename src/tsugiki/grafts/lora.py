@@ -26,8 +26,8 @@ from tsugiki.decoder import Block, DecoderSpec
 from tsugiki.errors import InputError, StoreError, UnknownNameError, UnsupportedError
 from tsugiki.grafts import _peft
 from tsugiki.grafts._base import Graft as Base
-from tsugiki.grafts._base import Site
 from tsugiki.grafts._context import Context
+from tsugiki.grafts._sites import Site
 
 PAPER = "arXiv:2106.09685"
 CODE = "https://github.com/microsoft/LoRA"

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from tsugiki.decoder import Block, DecoderSpec
 from tsugiki.errors import InputError, UnknownNameError, UnsupportedError
 from tsugiki.grafts._base import Graft as Base
-from tsugiki.grafts._base import Site
 from tsugiki.grafts._classifier import Classifier
 from tsugiki.grafts._context import Context
-from tsugiki.grafts._experts import CopiedMixture, Copies, Ffn, LowRank, Routing, balance, entropy, mean, watch
+from tsugiki.grafts._experts import CopiedMixture, Copies, Ffn, LowRankExperts, Routing, balance, entropy, mean, watch
+from tsugiki.grafts._sites import Site
 from tsugiki.types import BRANCHES, PAD
 
 PAPER = "arXiv:2410.10491"
@@ -162,7 +162,7 @@ class Graft(Base):
         if k > n:
             raise InputError(f"top_k = {k} of {n} experts", expected="at most as many as there are", where="lynx.top_k")
         if config.expert == "low_rank":
-            return LowRank(d, config.rank, n, k)
+            return LowRankExperts(d, config.rank, n, k)
         if not facts.copyable or (facts.mixture and facts.router is None):
             why = "is quantised" if not facts.copyable else "is a mixture of experts whose router can't be told apart"
             raise UnsupportedError(f"{name} {why}", expected="weights to copy", fix="Take expert='low_rank'.")
@@ -200,8 +200,8 @@ class Graft(Base):
         assert self.classifier is not None
         self.classifier.fit(question, branch == BRANCHES[GROUNDING])
 
-    def taught_by(self, parts: Sequence[str]) -> frozenset[str] | None:
-        return None if self.gate is not None else frozenset({GROUNDING})
+    def taught_by(self, parts: Sequence[str], known: Sequence[str]) -> frozenset[str]:
+        return frozenset(known if self.gate is not None else {GROUNDING})
 
     def parts(self) -> dict[str, list[str]]:
         """Experts, routers and the soft gate, those that there are."""
@@ -231,7 +231,7 @@ class Graft(Base):
             return self._mixture(place, u, None, context)
         frozen = call(u)
         y = self._mixture(place, u, frozen, context)
-        return y if context.rows is None else torch.where(context.rows, y, frozen)
+        return context.for_rows(y, frozen)
 
     def weigh(self, x: Tensor, context: Context) -> Tensor:
         """The state x [B, T, D] that enters the first of the layers decides for all of them; it goes on as it is."""
@@ -247,7 +247,7 @@ class Graft(Base):
         frozen = call(u)
         a = context.notes["lynx.alpha"].to(device=u.device, dtype=u.dtype)
         y = a * frozen + (1 - a) * self._mixture(place, u, frozen, context)
-        return y if context.rows is None else torch.where(context.rows, y, frozen)
+        return context.for_rows(y, frozen)
 
     def _mixture(self, place: int, u: Tensor, frozen: Tensor | None, context: Context) -> Tensor:
         y, routing = cast("tuple[Tensor, Routing | None]", self.layers[place](u, frozen))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tsugiki.decoder import DecoderSpec
 from tsugiki.grafts._base import Graft as Base
-from tsugiki.grafts._base import Site
 from tsugiki.grafts._context import Context
+from tsugiki.grafts._sites import Site
 from tsugiki.types import IMAGE, VisualTokens
 
 PAPER = "arXiv:2310.03744"

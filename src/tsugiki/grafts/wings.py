@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from tsugiki.decoder import DecoderSpec
 from tsugiki.errors import InputError, UnknownNameError, UnsupportedError
 from tsugiki.grafts._base import Graft as Base
-from tsugiki.grafts._base import Site
 from tsugiki.grafts._context import Context
 from tsugiki.grafts._learners import LEARNERS, Keys, Learners, Router, lay_out
 from tsugiki.grafts._rotary import Rotary
+from tsugiki.grafts._sites import Site
 from tsugiki.types import DEMO, IMAGE, PAD, TEXT, Guarantee
 
 PAPER = "arXiv:2406.03496"

@@ -24,8 +24,9 @@ import numpy as np
 
 from tsugiki.data import splits
 from tsugiki.data.boxes import PaddedSquare
+from tsugiki.data.branch import is_absent
 from tsugiki.data.files import atomic_write
-from tsugiki.data.images import content_key, image_size
+from tsugiki.data.images import content_key, image_size, source_key
 from tsugiki.errors import DataError, RecipeError
 from tsugiki.evals import report as reports
 from tsugiki.evals import stats, yardsticks
@@ -129,9 +130,8 @@ def _drawn(samples: Sequence[Sample], sizes: Sequence[int], folds: int, seed: in
     """Size -> the samples of so many pictures, the first ones of one random order."""
     pictures: dict[object, list[Sample]] = {}
     for sample in samples:
-        source = sample.images[0]
-        pictures.setdefault(source if isinstance(source, str | Path | bytes) else id(source), []).append(sample)
-    pictures = {k: group for k, group in pictures.items() if not all(map(grounding.is_absent, group))}
+        pictures.setdefault(source_key(sample.images[0]), []).append(sample)
+    pictures = {k: group for k, group in pictures.items() if not all(map(is_absent, group))}
     if not sizes or folds < 2 or min(sizes) < 2 * folds or max(sizes) > len(pictures):
         raise DataError(
             f"sizes {list(sizes)} in {folds} folds of {len(pictures)} pictures with boxes",
@@ -173,7 +173,7 @@ def _cell(
 ) -> Cell:
     """Train one graft, and ask it and its rivals about the held-out pictures."""
     started = time.monotonic()
-    test = [s for s in held if not grounding.is_absent(s)]
+    test = [s for s in held if not is_absent(s)]
     features = encode(model, [*learn, *test], say)
     done = train(model, startable(plan, learn, say), run, data=list(learn), features=features, progress=False)
     given = {"features": features, "train": learn, "seed": seed, **settings}

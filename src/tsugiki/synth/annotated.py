@@ -11,7 +11,7 @@ from typing import Any
 from tsugiki.data import schema
 from tsugiki.data.boxes import BoxCodec, PaddedSquare
 from tsugiki.data.convert import coco
-from tsugiki.data.images import image_size
+from tsugiki.data.images import image_size, source_key
 from tsugiki.errors import InputError
 from tsugiki.synth.phrases.base import BOX
 from tsugiki.types import Box, ImageSource, Sample
@@ -98,15 +98,15 @@ def from_samples(
     found: dict[Any, tuple[ImageSource, dict[str, dict[Box, None]], dict[str, None]]] = {}
     for sample in samples:
         for source in sample.images:
-            found.setdefault(_identity(source), (source, {}, {}))
+            found.setdefault(source_key(source), (source, {}, {}))
         for part in sample.boxes:
             if name := _name(part.label):
-                _, things, _ = found[_identity(sample.images[part.image])]
+                _, things, _ = found[source_key(sample.images[part.image])]
                 things.setdefault(name, {})[part.box] = None
             else:
                 left_out["box without a label"] += 1
         if sample.task == "absent" and len(sample.images) == 1 and (name := _name(sample.meta.get("category"))):
-            found[_identity(sample.images[0])][2][name] = None
+            found[source_key(sample.images[0])][2][name] = None
     return [
         _picture(f"{i:06d}", source, things, absent, codec or BoxCodec(), left_out)
         for i, (source, things, absent) in enumerate(found.values())
@@ -158,10 +158,6 @@ def readable(box: Box, codec: BoxCodec, square: PaddedSquare) -> bool:
         return False
     edges = zip((box.x1, box.y1, box.x2, box.y2), (back[0].x1, back[0].y1, back[0].x2, back[0].y2), strict=True)
     return all(abs(a - b) <= (0.5 / codec.steps + 1e-9) * square.side for a, b in edges)
-
-
-def _identity(source: ImageSource) -> Any:
-    return str(source) if isinstance(source, (str, Path)) else source if isinstance(source, bytes) else id(source)
 
 
 def _name(label: Any) -> str:

@@ -28,7 +28,7 @@ from tsugiki.synth.layout import pick
 from tsugiki.synth.nominal import Nominal
 from tsugiki.synth.phrases import LANGUAGES
 from tsugiki.synth.phrases.base import FORMS
-from tsugiki.synth.runs import Weights, known_names, prepared, weights_of, write_picture
+from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture
 from tsugiki.synth.wording import Question
 from tsugiki.types import ImagePart, Message, Sample
 
@@ -264,6 +264,4 @@ def _check(run: _Run) -> None:
             "forms",
         ),
     )
-    for holds, found, expected, where in checks:
-        if not holds:
-            raise DataError(found, expected=expected, where=where)
+    refuse(checks)

@@ -25,6 +25,13 @@ def known_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise UnknownNameError(kind, name, known)
 
 
+def refuse(checks: Iterable[tuple[bool, str, str, str]]) -> None:
+    """Raise DataError for the first check that does not hold: (holds, what was found, what is expected, where)."""
+    for holds, found, expected, where in checks:
+        if not holds:
+            raise DataError(found, expected=expected, where=where)
+
+
 def weights_of(kind: str, given: Weights, known: Iterable[str]) -> dict[str, float]:
     """Weights by name, without those of weight 0.
 

@@ -23,7 +23,7 @@ from tsugiki.synth.phrases import LANGUAGES
 from tsugiki.synth.phrases.base import FORMS
 from tsugiki.synth.pictograms import ATTRIBUTION, RENDERINGS, choose
 from tsugiki.synth.questions import TASKS, Choices, ask
-from tsugiki.synth.runs import Weights, known_names, prepared, weights_of, write_picture
+from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture
 from tsugiki.synth.wording import Question
 from tsugiki.types import ImagePart, Message, Sample
 
@@ -254,9 +254,7 @@ def _check(run: _Run) -> None:
             for task in ("box", "detect")
         ),
     )
-    for holds, found, expected, where in checks:
-        if not holds:
-            raise DataError(found, expected=expected, where=where)
+    refuse(checks)
     if run.split == "train" and HELD_OUT in run.layout.renderings:
         raise DataError(
             f"the rendering {HELD_OUT!r} in training",

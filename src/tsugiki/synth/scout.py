@@ -32,7 +32,7 @@ from tsugiki.synth.annotated import Picture
 from tsugiki.synth.phrases import LANGUAGES
 from tsugiki.synth.phrases.base import Phrases
 from tsugiki.synth.pictograms import choose
-from tsugiki.synth.runs import Weights, weights_of
+from tsugiki.synth.runs import Weights, refuse, weights_of
 from tsugiki.synth.stepwise import LEVELS, Draft, draw, draw_absent
 from tsugiki.synth.wording import cut
 from tsugiki.types import BoxPart, ImagePart, Message, Part, Sample, TextPart
@@ -163,9 +163,7 @@ class _Settings:
             ),
             (0 <= self.absent < 1, f"a share of {self.absent}", "0 or more, less than 1", "absent"),
         )
-        for holds, found, expected, where in checks:
-            if not holds:
-                raise DataError(found, expected=expected, where=where)
+        refuse(checks)
 
 
 def _ask(

@@ -35,7 +35,7 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
             samples = sources.load(stage, given, where=where)
             if gating.fits(model, stage) is not None:
                 gating.check(model, stage, samples, where=where)
-            elif (taught := parts.taught_by(model, stage.parts)) is not None:
+            elif not (taught := parts.taught_by(model, stage.parts)).issuperset(model.branches):
                 sources.refuse_idle_branches(samples, stage, model.branches, taught, where=where)
             if not parts.teaches_text(model, stage.parts):
                 sources.refuse_idle_text(samples, stage, where=where)

@@ -15,7 +15,7 @@ from tsugiki.errors import UnsupportedError
 from tsugiki.training.checkpoints import Checkpoint
 from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import Recipe
-from tsugiki.training.sources import Stream
+from tsugiki.training.stream import Stream
 
 # Stands for "as many as fit" where the clock decides.
 ENDLESS = 1_000_000_000

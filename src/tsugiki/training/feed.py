@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tsugiki.data.images import source_key
 from tsugiki.errors import ImageError
-from tsugiki.training import parts, sources
+from tsugiki.training import parts
 from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import Stage
 from tsugiki.training.report import Display
+from tsugiki.training.stream import Encoder, Stream
 from tsugiki.types import ImageSource, Sample
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def encode(
     if cache is None or cache.variants < stage.variants:
         cache = FeatureCache(model.frontend, limit_bytes=limit, variants=stage.variants)
     if pictures:
-        different = len({sources.identity(p) for p in pictures})
+        different = len({source_key(p) for p in pictures})
         try:
             cache.fill(pictures, display.encoding(different, cache.estimate(different)))
         except ImageError as error:
@@ -63,7 +65,7 @@ def stream(
     *,
     seed: int,
     here: Processes,
-) -> sources.Stream:
+) -> Stream:
     """A stage's batches, or this process's share of each; the order is the same for any number of processes.
 
     Raises:
@@ -75,12 +77,12 @@ def stream(
     options = {"labels": True, "padding_side": "right", "question": False}
     if stage.max_length is not None:
         options["max_length"] = stage.max_length
-    encoder = sources.Encoder(model.processor.collator(features, **options))
+    encoder = Encoder(model.processor.collator(features, **options))
     for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
         encoder.item(sample)  # what can't be encoded is found now, not after an hour
     weights = {name: stage.data[name].weight for name in samples}
     staged = [name for name in samples if stage.data[name].order == "staged"]
-    return sources.Stream(
+    return Stream(
         Mixture(samples, weights, seed=seed, staged=staged, draws=stage.draws),
         batch_size=stage.batch_size,
         collate=encoder,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tsugiki import identity
-from tsugiki.data.branch import branch_of
+from tsugiki.data.branch import branch_in
 from tsugiki.errors import RecipeError
 from tsugiki.evals import experts
 from tsugiki.training import parts
@@ -36,11 +36,11 @@ def check(model: Any, stage: Stage, samples: Samples, *, where: str) -> None:
     Raises:
         RecipeError: it finds one alone, or none of those that train.
     """
-    found = {_taken(model, s) for content in samples.values() for s in content if s.images}
+    found = {branch_in(s, model.branches) for content in samples.values() for s in content if s.images}
     if any(stage.data[n].replay != "none" and any(not s.images for s in c) for n, c in samples.items()):
         found.add("image")  # text questions behind a picture, put there later
     taught = parts.taught_by(model, stage.parts)
-    if len(found) < 2 or (taught is not None and not found & taught):
+    if len(found) < 2 or not found & taught:
         raise RecipeError(
             f"all samples with a picture take the branch {' or '.join(found) or 'none'}",
             expected="samples of both, image and grounding, from which the gate learns to tell them apart",
@@ -49,18 +49,14 @@ def check(model: Any, stage: Stage, samples: Samples, *, where: str) -> None:
         )
 
 
-def _taken(model: Any, sample: Sample) -> str:
-    branch = branch_of(sample)
-    return branch if branch in model.branches else "image"
-
-
 def teaching(model: Any, stage: Stage, samples: Samples) -> dict[str, list[Sample]]:
     """Those from which more learns than the gate, without the sources of which nothing is left."""
     taught = parts.taught_by(model, stage.parts)
-    if taught is None or fits(model, stage) is None:
+    if taught.issuperset(model.branches) or fits(model, stage) is None:
         return dict(samples)
     found = {
-        name: [s for s in content if not s.images or _taken(model, s) in taught] for name, content in samples.items()
+        name: [s for s in content if not s.images or branch_in(s, model.branches) in taught]
+        for name, content in samples.items()
     }
     return {name: content for name, content in found.items() if content}
 
@@ -71,16 +67,17 @@ def fit(model: Any, stage: Stage, samples: Samples) -> dict[str, Any]:
     assert graft is not None
     kinds: dict[str, list[Sample]] = {}
     for sample in (s for content in samples.values() for s in content if s.images):
-        kinds.setdefault(_taken(model, sample), []).append(sample)
+        kinds.setdefault(branch_in(sample, model.branches), []).append(sample)
     seen, means, branches = experts.questions(model, [s for kind in kinds.values() for s in kind[:MOST]])
     held = _held_out(means, branches)
     graft.learn_branch(means[~held], branches[~held])
-    right = (branches[held] == BRANCHES["grounding"]) == (graft.choose_branch(means[held]) == BRANCHES["grounding"])
+    wanted, chosen = branches[held], graft.choose_branch(means[held])
+    right = (wanted == BRANCHES["grounding"]) == (chosen == BRANCHES["grounding"])
     return {
         "questions": len(seen),
         "held_out": int(held.sum()),
         "accuracy": float(right.float().mean()) if len(right) else None,
-        "confusion": experts.confusion(model, [s for s, out in zip(seen, held.tolist(), strict=True) if out]),
+        "confusion": experts.counted(wanted, chosen),
     }
 
 

@@ -138,17 +138,15 @@ def teaches_text(model: Any, rates: Mapping[str, float]) -> bool:
     return any(model.graft(n).teaches_text([k[2] for k in asked if k[1] == n and len(k) > 2]) for n in names)
 
 
-def taught_by(model: Any, rates: Mapping[str, float]) -> frozenset[str] | None:
-    """Branches of the samples that have a gradient; None = any sample with a picture has one."""
-    found: set[str] = set()
-    for name in {part.split(".")[1] for part in rates if part.startswith("graft.")}:
-        graft = model.graft(name)
-        own = [p.split(".")[2] for p in rates if p.startswith(f"graft.{name}.")]
-        branches = graft.taught_by(own)
-        if branches is None:
-            return None
-        found |= branches
-    return frozenset(found) if all(part.startswith("graft.") for part in rates) else None
+def taught_by(model: Any, rates: Mapping[str, float]) -> frozenset[str]:
+    """Branches of the samples with a picture that have a gradient: all where more than grafts train."""
+    if not all(part.startswith("graft.") for part in rates):
+        return frozenset(model.branches)
+    own: dict[str, list[str]] = {}
+    for part in rates:
+        _, name, *rest = part.split(".")
+        own.setdefault(name, []).extend(rest)
+    return frozenset().union(*(model.graft(name).taught_by(rest, model.branches) for name, rest in own.items()))
 
 
 def trained_parts(graft: Any, rates: Mapping[str, float]) -> list[str]:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from tsugiki.data.boxes import PaddedSquare
-from tsugiki.data.images import image_size
+from tsugiki.data.images import image_size, source_key
 from tsugiki.errors import RecipeError, UnknownNameError
 from tsugiki.training.recipe import Stage, WarmStart
-from tsugiki.training.sources import identity
 from tsugiki.types import Box, BoxPart, ImageSource, Sample, TextPart
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def captions(samples: Mapping[str, Sequence[Sample]], settings: WarmStart) -> li
             said = [part.text.strip() for part in answers if isinstance(part, TextPart) and part.text.strip()]
         else:
             continue
-        key = identity(sample.images[0])
+        key = source_key(sample.images[0])
         if said and (key in found or len(found) < settings.samples):
             texts = found.setdefault(key, (sample.images[0], []))[1]
             texts += [text for text in said if text not in texts]
@@ -84,7 +83,7 @@ def places(samples: Mapping[str, Sequence[Sample]], settings: WarmStart) -> list
     for sample in (s for content in samples.values() for s in content if len(s.images) == 1):
         boxes = _listed(sample.meta.get(settings.objects))
         boxes = boxes or [part.box for m in sample.messages for part in m.parts if isinstance(part, BoxPart)]
-        key = identity(sample.images[0])
+        key = source_key(sample.images[0])
         if boxes and (key in found or len(found) < settings.samples):
             known = found.setdefault(key, (sample.images[0], []))[1]
             known += [box for box in boxes if box not in known]

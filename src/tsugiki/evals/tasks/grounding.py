@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tsugiki.data.boxes import BoxCodec, PaddedSquare
+from tsugiki.data.branch import is_absent
 from tsugiki.data.images import image_size
 from tsugiki.evals import stats, yardsticks
 from tsugiki.evals._boxes import Reply, iou
@@ -58,12 +59,7 @@ Measure = Callable[[Reply, Boxes], float]
 def select(samples: Sequence[Sample]) -> list[Sample]:
     """Samples with a picture and gold boxes, or about nothing there; captions (many orders are right) and what
     `detection` scores are left out."""
-    return [s for s in samples if s.images and s.task not in LISTS and (_gold(s) or is_absent(s))]
-
-
-def is_absent(sample: Sample) -> bool:
-    """Does the sample ask for the box of a thing that is not there?"""
-    return sample.task == "absent" and sample.meta.get("form", "boxes") == "boxes" and sample.answer is not None
+    return [s for s in samples if s.images and s.answer and s.task not in LISTS and (gold(s) or is_absent(s))]
 
 
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
@@ -211,21 +207,22 @@ def _clean(task: str, answers: Sequence[Answer], base: Sequence[Reply | None]) -
     )
 
 
-def _gold(sample: Sample) -> tuple[Box, ...]:
+def gold(sample: Sample) -> tuple[Box, ...]:
+    """The boxes of the gold answer."""
     parts = sample.answer.parts if sample.answer else ()
     return tuple(p.box for p in parts if isinstance(p, BoxPart))
 
 
 def _answer(sample: Sample, reply: Reply, text: str, base: str | None) -> Answer:
-    gold = _gold(sample)
+    boxes = gold(sample)
     return Answer(
         task="grounding",
         sample=sample,
         text=text,
         gold=shown_text(sample.answer),
-        correct=bool(hit(reply.boxes, gold)) if gold else not reply.boxes,
+        correct=bool(hit(reply.boxes, boxes)) if boxes else not reply.boxes,
         base_text=base,
         boxes=reply.boxes,
-        gold_boxes=gold,
+        gold_boxes=boxes,
         numbers=reply.numbers,
     )

@@ -1,0 +1,137 @@
+"""Samples, encoded once, to an endless stream of batches whose order follows from the seed and continues exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from tsugiki.data.collate import Collator, Item
+from tsugiki.data.mixture import Mixture, length_groups
+from tsugiki.types import Sample
+
+GROUP = 16
+"""Batches among which samples are sorted by length."""
+
+
+class Encoder:
+    """Samples to the model's inputs; what a sample's tokens are is remembered for the next time that it is drawn."""
+
+    def __init__(self, collator: Collator, *, remember: int = 50_000) -> None:
+        self.collator, self.remember = collator, remember
+        self._items: dict[int, tuple[Sample, Item]] = {}
+
+    def item(self, sample: Sample) -> Item:
+        """A sample's tokens.
+
+        Raises:
+            PromptError: too long, an unknown role.
+        """
+        known = self._items.get(id(sample))
+        if known is not None and known[0] is sample:
+            return known[1]
+        item = self.collator.item(sample)
+        if len(self._items) >= self.remember:
+            del self._items[next(iter(self._items))]
+        self._items[id(sample)] = (sample, item)
+        return item
+
+    def length(self, sample: Sample) -> int:
+        """Tokens of a sample, visual ones included."""
+        return len(self.item(sample).encoded)
+
+    def __call__(
+        self, samples: Sequence[Sample], variant: int = 0, stand_in: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The keyword arguments of the model's forward, with labels, and what a loss reads beside them (`FOR_LOSSES`);
+        pictures in one of the cache's variants.
+
+        Args:
+            stand_in: pictures that no row refers to, where no row has one and the front-end has to run nevertheless.
+        """
+        collator, cache = self.collator, cast(Any, self.collator.features)
+        if variant and cache is not None:
+            collator = replace(collator, features=lambda source: cache.get([source], variant)[0])
+        if stand_in is not None:
+            collator = replace(collator, kinds=True)
+        batch = collator([self.item(sample) for sample in samples])
+        return batch.inputs() | batch.for_losses() | dict(stand_in or {})
+
+
+class Stream(IterableDataset[Any]):
+    """Batches without end, the same for the same seed, and continued exactly from `state_dict`.
+
+    With `length`, samples are drawn `GROUP` batches at a time and put into batches of like length, in random order.
+
+    Args:
+        mixture: where samples come from.
+        collate: samples, and with variants the number of one, to the model's inputs.
+        length: tokens of a sample, or None for no grouping.
+        variants: K; batches take the variants 0..K in turn.
+        share: which rows of each batch to give, where several processes divide it; None = all.
+        stand_in: for a share without a picture of a batch that has one: all processes have to run the same modules.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        *,
+        batch_size: int,
+        collate: Callable[..., Any],
+        length: Callable[[Sample], int] | None,
+        seed: int,
+        variants: int = 0,
+        share: slice | None = None,
+        stand_in: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.mixture, self.batch_size, self.collate, self.length, self.seed = mixture, batch_size, collate, length, seed
+        self.variants, self.share, self.stand_in = variants, share, stand_in
+        self._groups = 0  # drawn so far
+        self._taken = 0  # batches taken of the present one
+        self._before: dict[str, Any] = mixture.state_dict()  # the mixture before the present group was drawn
+        self._batches: list[list[Sample]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            if self._taken == len(self._batches):
+                self._draw()
+            batch = self._batches[self._taken]
+            self._taken += 1
+            rows = batch if self.share is None else batch[self.share]
+            options: dict[str, Any] = {}
+            if self.variants:  # by the batch's number, so that a continued run takes the same ones
+                options["variant"] = (self._groups * GROUP + self._taken) % (1 + self.variants)
+            if any(s.images for s in batch) and not any(s.images for s in rows):
+                options["stand_in"] = self.stand_in
+            yield self.collate(rows, **options)
+
+    def _draw(self) -> None:
+        self._before = self.mixture.state_dict()
+        size = self.batch_size
+        endless = iter(self.mixture)
+        samples = [next(endless) for _ in range(size * (GROUP if self.length else 1))]
+        if self.length:
+            seed = self.seed * 1_000_003 + self._groups
+            groups = length_groups([self.length(s) for s in samples], size, seed=seed, window=GROUP)
+            self._batches = [[samples[i] for i in group] for group in groups]
+        else:
+            self._batches = [samples]
+        self._groups += 1
+        self._taken = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"mixture": self._before, "groups": self._groups, "taken": self._taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the last batch that was taken when `state` was made."""
+        self.mixture.load_state_dict(dict(state["mixture"]))
+        self._groups = state["groups"] - 1
+        if self._groups < 0:
+            self._groups = 0
+            return
+        self._draw()
+        self._taken = state["taken"]
