@@ -102,6 +102,18 @@ def test_any_box_counts_every_box_and_the_first_one_does_not() -> None:
     assert scores["Acc@0.5"].base == 0.25 and scores["parse failures"].base == 0.5 and scores["no box"].base == 0.25
 
 
+def test_an_answer_by_steps_comes_to_its_last_box() -> None:
+    """A right box for an object on the way is no right answer; a picture without steps has no such figure."""
+    first, far = Box(50, 30, 60, 40), Box(70, 40, 80, 50)
+    steps = [
+        replace(answer(None), gold_boxes=(first, GOLD), boxes=b) for b in ((first, GOLD), (first, far), (GOLD,), ())
+    ]
+    marked = [replace(a, sample=replace(a.sample, id=str(i), meta={"steps": [1, 1]})) for i, a in enumerate(steps)]
+    scores = scored([*marked, answer(GOLD)])
+    assert scores["Acc@0.5 of the last step"].value == 0.5 and scores["Acc@0.5 of the last step"].n == 4
+    assert scores["Acc@0.5"].value == 0.8 and "Acc@0.5 of the last step" not in scored([answer(GOLD)])
+
+
 @pytest.mark.parametrize(
     ("text", "failed"),
     [

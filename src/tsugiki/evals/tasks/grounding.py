@@ -2,11 +2,12 @@
 
 Scores per kind of question (`Sample.task`) whose gold answer holds a box: Acc@0.5 (the first box has an intersection
 over union of at least 0.5 with a gold box, as SPHINX counts), the same by size of the object, and for any box of the
-answer (as IAA counts: more boxes are more chances); centre hit and mean IoU of the first box; answers that try to give
-a box which can't be read (parse failures) apart from those that do not try (no box). Samples of the kind "absent" ask
-for what is not in the picture: their pictures are clean of it, and any readable box is a false positive. The bare LLM
-answers without the picture. The ridge and the constant box always give one box: what counts broken or missing boxes is
-printed without them.
+answer (as IAA counts: more boxes are more chances); of answers by steps also the last box against the last gold box,
+which is what they come to; centre hit and mean IoU of the first box; answers that try to give a box which can't be read
+(parse failures) apart from those that do not try (no box). Samples of the kind "absent" ask for what is not in the
+picture: their pictures are clean of it, and any readable box is a false positive. The bare LLM answers without the
+picture. The ridge and the constant box always give one box: what counts broken or missing boxes is printed without
+them.
 """
 
 from __future__ import annotations
@@ -123,6 +124,11 @@ def any_hit(found: Boxes, gold: Boxes) -> float:
     return float(any(hit((box,), gold) for box in found))
 
 
+def answer_hit(found: Boxes, gold: Boxes) -> float:
+    """1 where the last box found reaches 0.5 with the last gold box: what an answer by steps comes to."""
+    return hit(found[-1:], gold[-1:])
+
+
 def centre_hit(found: Boxes, gold: Boxes) -> float:
     """1 where the centre of the first box found lies in a gold box."""
     if not found:
@@ -150,6 +156,8 @@ def _present(
         groups = picture_groups([a.sample for a in answers])
         scores.append(difference(task, f"Acc@0.5 minus {name}", own, other, groups=groups, version=VERSION))
     scores.append(of("Acc@0.5 any box", _by_boxes(any_hit), rows))
+    if stepwise := [i for i in rows if answers[i].sample.meta.get("steps")]:
+        scores.append(of("Acc@0.5 of the last step", _by_boxes(answer_hit), stepwise))
     for name in SIZES:
         mine = [i for i in rows if sizes[i] == name]
         if mine:
