@@ -33,7 +33,7 @@ from tsugiki.studies._training import encode
 from tsugiki.training.trainer import train
 from tsugiki.types import Message, Sample
 
-STEPS, BATCH, RATE = 150, 8, 3e-4
+STEPS, BATCH, RATE = 100, 8, 3e-4
 LEARN, ASKED, PLACES = 1000, 120, 4
 ARMS: dict[str, dict[str, Any]] = {
     "steps": {},
