@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ _PROBE = (
     'The quick brown fox, aged 42, said: "it\'s 3.14!"\n\n\tdef f(x): return x**2  # ok\r\n'
     "接ぎ木は、古い木に新しい目を与える。 Ünïcödé — “quotes” 🙂 <|im_start|> <image> </s>"
 )
-_VOLATILE = {
+VOLATILE = {
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "use_cache", "architectures",
     "_attn_implementation", "_from_model_config", "output_attentions", "output_hidden_states", "return_dict",
 }  # fmt: skip
@@ -45,9 +45,14 @@ def hash_tensor(tensor: Tensor) -> str:
         inner = [f"{name}:{hash_tensor(getattr(tensor, name))}" for name in names]
         return hash_text("\n".join([type(tensor).__name__, str(context), *inner]))
     plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{_dtype(plain.dtype)} {list(plain.shape)} ".encode())
+    digest = tensor_digest(plain.dtype, plain.shape)
     digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def tensor_digest(dtype: torch.dtype, shape: Sequence[int]) -> Any:
+    """The start of `hash_tensor` for a tensor whose raw bytes come in pieces."""
+    return hashlib.sha256(f"{_dtype(dtype)} {list(shape)} ".encode())
 
 
 def hash_text(text: str) -> str:
@@ -365,7 +370,7 @@ def _opened(path: Path) -> Any:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    return {k: v for k, v in config.to_dict().items() if k not in _VOLATILE and v is not None}
+    return {k: v for k, v in config.to_dict().items() if k not in VOLATILE and v is not None}
 
 
 def _gguf_hash(folder: Path | None) -> str | None:

@@ -52,7 +52,7 @@ def test_all_weight_on_one_graft_gives_it_back_bit_for_bit(two: tuple[Path, Path
 
 def test_three_grafts_and_an_extrapolation(two: tuple[Path, Path], tmp_path: Path) -> None:
     third = saved(tmp_path, "c", noise=3)
-    out = mix([*two, third], [1.0, 0.5, -0.5], tmp_path / "mixed")
+    out = mix([*two, third], [1.0, 0.5, -0.5], tmp_path / "mixed", extrapolate=True)
     a, b, c, mixed = (load_file(f / "model.safetensors") for f in (*two, third, out))
     for name, tensor in mixed.items():
         torch.testing.assert_close(tensor, a[name] + 0.5 * b[name] - 0.5 * c[name])
