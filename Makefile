@@ -41,7 +41,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[train,synth,eval,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[train,synth,eval,mix,dev]'
 	touch $@
 
 # Only transformers differs; PYTHONPATH puts this folder before the packages of .venv.

@@ -104,7 +104,18 @@ def test_every_help_has_an_example_that_parses(run: Run, path: list[str]) -> Non
 
 def test_the_commands() -> None:
     there = {" ".join(path) for path in commands()}
-    assert there >= {"fit", "train", "eval", "predict", "verify", "chat", "data check", "data convert", "demo", "mix"}
+    assert there >= {
+        "fit",
+        "train",
+        "eval",
+        "predict",
+        "verify",
+        "chat",
+        "data check",
+        "data convert",
+        "demo",
+        "mix search",
+    }
     assert there >= {"assets list", "assets fetch", "assets verify", "synth scenes", "synth defects", "methods"}
 
 
@@ -362,13 +373,34 @@ def test_demo(run: Run, fake: Callable[[str, Any], Call], holds: bool) -> None:
     assert (demo.given["out"], demo.given["minutes"]) == (Path("d"), 0.1)
 
 
-def test_mix(run: Run, fake: Callable[[str, Any], Call]) -> None:
-
+def test_mix(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> None:
     mix = fake("tsugiki.mixing.linear.mix", Path("out"))
-    assert run("mix", "a", "b", "--weight", 0.7, "--weight", 0.3, "-o", "out").output == "graft: out\n"
-    assert mix.given == {"folders": [Path("a"), Path("b")], "weights": [0.7, 0.3], "out": Path("out")}
+    assert run("mix", "a", "b", "--weight", 0.7, "--weight", 0.3, "-o", "out").output == "mixed: out\n"
+    assert (mix.given["folders"], mix.given["weights"], mix.given["out"]) == (["a", "b"], [0.7, 0.3], Path("out"))
+    assert mix.given["parts"] is None
     run("mix", "a", "b")
     assert mix.given["weights"] == [0.5, 0.5]
+    run("mix", "--weights", "c:/a:0.25", "b:0.75", "--extrapolate")
+    assert (mix.given["folders"], mix.given["weights"]) == (["c:/a", "b"], [0.25, 0.75])
+    assert (mix.given["extrapolate"], mix.given["normalise"]) == (True, False)
+    (tmp_path / "parts.yaml").write_text("llm: 0.5\nfrontend: [0.1, 0.9]\n")
+    run("mix", "average", "a:0.3", "b:0.7", "--parts", "parts.yaml", "--part", "llm.layers.0-9=0.2")
+    assert mix.given["parts"] == {"llm": 0.5, "frontend": [0.1, 0.9], "llm.layers.0-9": 0.2}
+
+
+def test_mistakes_in_weights(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "parts.yaml").write_text("llm: true\n")
+    for arguments, said in (
+        (("a:0.3", "b"), "1 weights for 2 folders"),
+        (("a:0.3", "b:0.7", "--weight", 1), "--weight beside folder:weight"),
+        (("a", "b", "--part", "llm"), "expected part=weight"),
+        (("a", "b", "--parts", "parts.yaml"), "parts.yaml: llm: True; expected part: weight"),
+        (("a:0.5", "b:0.6"), "sum to 1.1; expected a sum of 1. Divide them by their sum: normalise=True, --normalise"),
+        (("a:1.5", "b:-0.5"), "--extrapolate"),
+    ):
+        result = run("mix", *arguments)
+        assert result.exit_code == 2
+        assert said in result.stderr
 
 
 def test_methods(run: Run) -> None:

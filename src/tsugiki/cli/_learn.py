@@ -1,4 +1,4 @@
-"""Commands that train: demo, fit, train, mix; and methods, the list of what can be attached."""
+"""Commands that train: demo, fit, train; and methods, the list of what can be attached."""
 
 from __future__ import annotations
 
@@ -111,19 +111,6 @@ def train(
     last = f", last loss {result.losses[-1]:.3f} nats per token" if result.losses else ""
     show(f"{result.steps} steps in {result.seconds:.0f} s{again}{last}")
     show(f"graft: {result.graft}")
-
-
-@app.command(epilog=example("tsugiki mix runs/a/graft runs/b/graft --weight 0.7 --weight 0.3 --out runs/mixed"))
-def mix(
-    folders: Annotated[list[Path], typer.Argument(help="Saved grafts of one base, two or more.", show_default=False)],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="The new graft.")] = Path("runs/mixed"),
-    weight: Annotated[list[float] | None, typer.Option(help="One for each graft, sum 1. Default: all alike.")] = None,
-) -> None:
-    """Average saved grafts."""
-    import tsugiki
-
-    weights = weight or [1 / len(folders)] * len(folders)
-    show(f"graft: {tsugiki.mix(folders, weights, folder)}")
 
 
 @app.command(epilog=example("tsugiki methods"))

@@ -100,6 +100,31 @@ def apply_budget(scores: Sequence[Score], budget: Budget) -> list[Violation]:
     return violations
 
 
+def share_used(scores: Sequence[Score], budget: Budget) -> float:
+    """The largest share of its line that a drop uses up, by the bad end of its interval: above 1 the budget is broken.
+
+    0 where nothing dropped; infinite where a line is 0 and something dropped, and where a score can't be judged.
+    """
+    used = 0.0
+    for score in scores:
+        key = _key(f"{score.task}.{score.metric}", budget)
+        if key is None or score.difference is None:
+            continue
+        worst = _drop(score)[1]
+        if not score.informative or not worst <= budget[key] and budget[key] == 0:
+            return float("inf")
+        used = max(used, worst / budget[key] if worst > 0 else 0.0)
+    return used
+
+
+def suites_of(budget: Budget) -> tuple[list[str], bool]:
+    """The suites that its lines judge, and whether some are judged after a picture."""
+    lines = [key.rpartition(".") for key in budget]
+    tasks = [(task.removesuffix(AFTER), metric.removesuffix(AFTER)) for task, _, metric in lines]
+    named = [s for s in SUITES if any(s == task or not task and metric in METRICS[s] for task, metric in tasks)]
+    return named, any(AFTER in key for key in budget)
+
+
 def _keys() -> list[str]:
     places = ("", AFTER)
     full = [f"{suite}{place}.{metric}" for suite, metrics in METRICS.items() for metric in metrics for place in places]
