@@ -45,8 +45,8 @@ def trained_state(model: TsugikiForConditionalGeneration) -> dict[str, Tensor]:
 
 
 def graft_sha256(model: TsugikiForConditionalGeneration) -> str:
-    """One hash over every trained tensor and the settings that give them their meaning."""
-    hashes = {k: identity.hash_tensor(v) for k, v in trained_state(model).items()}
+    """One hash over every trained tensor, as it is saved, and the settings that give them their meaning."""
+    hashes = {k: identity.hash_tensor(v) for k, v in _untied(trained_state(model)).items()}
     settings = {"frontend": model.config.frontend, "grafts": model.config.grafts}
     return identity.digest({**hashes, "(settings)": identity.hash_json(settings)})
 

@@ -99,16 +99,16 @@ def _entry(parents: Sequence[Parent], rules: Rules, name: str, part: str) -> Ent
     there = [i for i, file in enumerate(files) if name in file]
     weights = _shared([rules.at(name)[i] for i in there], len(there) < len(parents), name)
     kept = [(files[i], weight) for i, weight in zip(there, weights, strict=True) if weight]
-    shown = name.removeprefix(files[there[0]].prefix)
-    first = next(i for i in there if not parents[i].is_base)
+    first = files[next(i for i in there if not parents[i].is_base)]
+    shown = name.removeprefix(first.prefix)
     if len(kept) == 1 and kept[0][1] == 1.0:
         only = kept[0][0]
         tensor = only.tensor(name)
         return Entry(shown, only.dtype(name), tensor, partial(_pieces, tensor))
-    like = files[first].tensor(name)
+    like = first.tensor(name)
     tensors = [file.tensor(name) for file, _ in kept]
     blocks = partial(_mixed, tensors, [weight for _, weight in kept], like.dtype, name)
-    return Entry(shown, files[first].dtype(name), like, blocks)
+    return Entry(shown, first.dtype(name), like, blocks)
 
 
 def _shared(weights: Sequence[float], base_lacks_it: bool, name: str) -> Sequence[float]:
