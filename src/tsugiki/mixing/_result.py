@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki import identity, store
-from tsugiki.data.files import atomic_folder
+from tsugiki.data.files import atomic_folder, sha256_file
 from tsugiki.errors import StoreError
 from tsugiki.mixing import _writer
 from tsugiki.mixing._parents import Checkpoint, Parent
@@ -52,11 +52,15 @@ def write(out: str | Path, parents: Sequence[Parent], entry: MakeEntry, record: 
 def _write_graft(work: Path, own: Parent, parents: Sequence[Parent], entry: MakeEntry, made: Mapping[str, Any]) -> None:
     settings = json.loads(json.dumps(own.settings))
     facts = {k: v for k, v in (settings.get("tsugiki") or {}).items() if k != "exported"}
-    hashes, files = _write_files(work, own.checkpoint, lambda name: entry(name, "checkpoint"))
+    hashes = _write_files(work, own.checkpoint, lambda name: entry(name, "checkpoint"))
     if own.base is not None and all(parent.base is not None for parent in parents if not parent.is_base):
         facts["exported"] = _write_base(work, own, own.base, lambda name: entry(name, "base"))
     hashes["(settings)"] = identity.hash_json({"frontend": settings.get("frontend"), "grafts": settings.get("grafts")})
-    facts |= {"graft_sha256": identity.digest(hashes), "weights_sha256": files[store.WEIGHTS], "mixed": dict(made)}
+    facts |= {
+        "graft_sha256": identity.digest(hashes),
+        "weights_sha256": sha256_file(work / store.WEIGHTS),
+        "mixed": dict(made),
+    }
     settings["tsugiki"] = facts
     text = json.dumps(settings, indent=1, ensure_ascii=False, default=str) + "\n"
     (work / store.CONFIG).write_text(text, encoding="utf-8")
@@ -67,7 +71,7 @@ def _write_base(work: Path, own: Parent, base: Checkpoint, entry: Callable[[str]
     """The LLM and the tower of exports; an LLM that was not trained is the same in all, and stays so."""
     (work / store.BASE).mkdir()
     _copy_others(base.folder, work / store.BASE)
-    hashes, _ = _write_files(work / store.BASE, base, entry)
+    hashes = _write_files(work / store.BASE, base, entry)
     if (own.folder / store.TOWER).is_dir():
         shutil.copytree(own.folder / store.TOWER, work / store.TOWER)
     short = {name: value[: identity.SHORT] for name, value in sorted(hashes.items())}
@@ -76,20 +80,18 @@ def _write_base(work: Path, own: Parent, base: Checkpoint, entry: Callable[[str]
 
 def _write_llm(work: Path, own: Parent, entry: MakeEntry, made: Mapping[str, Any]) -> None:
     _copy_others(own.folder, work)
-    hashes, _ = _write_files(work, own.checkpoint, lambda name: entry(name, "checkpoint"))
+    hashes = _write_files(work, own.checkpoint, lambda name: entry(name, "checkpoint"))
     made = {**made, "tensors_sha256": identity.digest(hashes)}
     (work / RECORD).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (work / store.CARD).write_text(_llm_card(own, made), encoding="utf-8")
 
 
-def _write_files(work: Path, like: Checkpoint, entry: Callable[[str], Entry]) -> tuple[dict[str, str], dict[str, str]]:
-    """Tensors in the same files as a parent's: hashes by tensor, and by file."""
-    tensors, files = {}, {}
+def _write_files(work: Path, like: Checkpoint, entry: Callable[[str], Entry]) -> dict[str, str]:
+    """Tensors in the same files as a parent's; their hashes."""
+    hashes: dict[str, str] = {}
     for name, names in like.layout.items():
-        hashes = _writer.write(work / name, [entry(tensor) for tensor in names])
-        files[name] = hashes.pop("")
-        tensors |= hashes
-    return tensors, files
+        hashes |= _writer.write(work / name, [entry(tensor) for tensor in names])
+    return hashes
 
 
 def _copy_others(folder: Path, work: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,10 +174,8 @@ def _tried(run: _Run, measure: Measure, parts: Sequence[str], trials: int, seed:
         trial = study.ask()
         point = Point.of({name: trial.suggest_float(name, 0.0, 1.0, step=STEP) for name in names})
         measured = run.at(point, measure)
-        # What the sampler's constraint reads: at most 0 is allowed.
-        trial.set_user_attr(
-            "over", min(measured.used - 1.0 if measured.feasible else max(measured.used - 1.0, 1e-9), MOST)
-        )
+        over = measured.used - 1.0 if measured.feasible else max(measured.used - 1.0, 1e-9)
+        trial.set_constraint("budget", min(over, MOST))
         study.tell(trial, measured.gain)
         yield measured
 
@@ -189,13 +186,10 @@ def _study(optuna: Any, out: Path, seed: int) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(out / "study.log"))
     storage = optuna.storages.JournalStorage(backend)
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        study = optuna.create_study(study_name="mix", storage=storage, direction="maximize", load_if_exists=True)
-        # A continued search must not draw its first numbers again.
-        number = seed + len(study.get_trials(deepcopy=False))
-        study.sampler = optuna.samplers.TPESampler(
-            seed=number, n_startup_trials=len(SWEEP), constraints_func=lambda trial: (trial.user_attrs["over"],)
-        )
+    study = optuna.create_study(study_name="mix", storage=storage, direction="maximize", load_if_exists=True)
+    # A continued search must not draw its first numbers again.
+    drawn = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=seed + drawn, n_startup_trials=len(SWEEP))
     return study
 
 
