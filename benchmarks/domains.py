@@ -218,8 +218,8 @@ def table() -> None:
         rows += [row(name, scored, None) for name, scored in found.items()]
     notes += [
         f"Each training {STEPS} steps of {BATCH}, rates {RATES}, one seed: theta_real from {LEARN} photographs,"
-        f" theta_syn goes on from it with {2 * LEARN} drawings; few: {FEW} photographs. The sweep asks {SWEPT} pictures of each"
-        f" kind and {TEXTS} passages; the rows ask the other {ASKED - SWEPT} of each and {2 * TEXTS} passages.",
+        f" theta_syn goes on from it with {2 * LEARN} drawings; few: {FEW} photographs. The sweep asks {SWEPT} of each"
+        f" kind, and {TEXTS} passages; the rows ask the other {ASKED - SWEPT} of each and {2 * TEXTS} passages.",
         "Best: the most right answers over both kinds in the sweep. Intervals: bootstrap over pictures, or passages.",
     ]
     write("domains", "Is there a defect? Weights mixed from photographs and drawings", rows, notes)
