@@ -60,4 +60,6 @@ def wrapped(folder: Path) -> Iterator[None]:
         full = disk_is_full(error) or "disk is full" in text
         fix = "Free some space." if full else "Wait for another process, or restore the folder from a copy."
         found = "the disk is full; nothing was changed" if full else f"the bank can't be used ({text})"
-        raise StoreError(found, expected="a whole bank that this user may write to", fix=fix, where=str(folder)) from error
+        raise StoreError(
+            found, expected="a whole bank that this user may write to", fix=fix, where=str(folder)
+        ) from error

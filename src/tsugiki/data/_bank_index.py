@@ -113,7 +113,7 @@ class Vectors:
         if len(self.ids) - self._filed < max(TAIL, self._filed // 10) and (self._filed or not len(self.ids)):
             return
         rows = self.rows.astype(np.float16)
-        tensors = {"ids": self.ids, "rows": rows}
+        tensors: dict[str, npt.NDArray[Any]] = {"ids": self.ids, "rows": rows}
         try:
             atomic_write(folder / FILE, save(tensors, {"bank": bank, "check": _check(self.ids, rows)}))
         except StoreError as error:
@@ -134,7 +134,7 @@ class Vectors:
 
 
 def _unpacked(path: Path, bank: str, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]:
-    with safe_open(path, "numpy") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, "numpy") as file:
         facts, ids, rows = file.metadata() or {}, file.get_tensor("ids"), file.get_tensor("rows")
     if facts["bank"] != bank:
         raise ValueError("another bank")
@@ -144,4 +144,4 @@ def _unpacked(path: Path, bank: str, width: int) -> tuple[npt.NDArray[np.int64],
 
 
 def _check(ids: npt.NDArray[np.int64], rows: npt.NDArray[np.float16]) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(rows), zlib.crc32(np.ascontiguousarray(ids))):08x}"
+    return f"{zlib.crc32(rows.data, zlib.crc32(ids.data)):08x}"

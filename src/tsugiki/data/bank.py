@@ -1,6 +1,6 @@
 """A demo bank on disk: labelled pictures with one feature vector each, of one vision tower; exact search by cosine.
 
-    bank.sqlite          the entries: picture, label, source, time, withdrawn or not, note, and the vector. The one truth
+    bank.sqlite          the one truth, the entries: picture, label, source, time, withdrawn or not, note, vector
     index.safetensors    all vectors in one piece, to start fast; made again from the entries where it is damaged or old
     pictures/            copies of the pictures, named by their content
 
@@ -123,11 +123,11 @@ class Bank:
 
     @property
     def tower(self) -> str:
-        return self._meta["tower"]
+        return str(self._meta["tower"])
 
     @property
     def fingerprint(self) -> str:
-        return self._meta["fingerprint"]
+        return str(self._meta["fingerprint"])
 
     @property
     def width(self) -> int:

@@ -1,7 +1,7 @@
 """Demonstrations: who is one for whom, in which order, and how they stand in front of a question.
 
 Groups for tuning in context have N ~ U{0..N_max} demonstrations and one query of the same task (methods.md 3.5); never
-the query's own picture, nor one that shows nearly the same. What needs a model (feature vectors, losses) is an argument.
+the query's own picture, nor one that shows nearly the same. What a model says (feature vectors, losses) is an argument.
 Shapes: n samples, c candidates, d width of a feature vector.
 """
 
@@ -171,7 +171,7 @@ class Groups:
         asked = int(rng.integers(0, self.most + 1))
         others = np.flatnonzero((self._tasks == self._tasks[index]) & (self._kin != self._kin[index]))
         candidates = Candidates(
-            labels=[answer_text(self.samples[i]) for i in others],
+            labels=[answer_text(self.samples[int(i)]) for i in others],
             rng=rng,
             vectors=None if self.vectors is None else self.vectors[others],
             query=None if self.vectors is None else self.vectors[index],
@@ -185,7 +185,7 @@ class Groups:
                 "task %r has %d other pictures for a query, %d demonstrations were asked for: all there are are used.",
                 query.task, len(others), asked,
             )  # fmt: skip
-        return Group(query=query, demos=tuple(self.samples[others[i]] for i in chosen), asked=asked)
+        return Group(query=query, demos=tuple(self.samples[int(others[i])] for i in chosen), asked=asked)
 
 
 def answer_text(sample: Sample) -> str:

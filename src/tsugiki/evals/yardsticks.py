@@ -34,8 +34,8 @@ CHUNK = 256
 
 
 def choices(kind: str, samples: Sequence[Sample], settings: Settings, model: Any = None) -> dict[str, list[str]]:
-    """Yardstick -> its choice among the options of each sample: what learns from training samples of that kind, where there
-    are any, and the vote of the demo bank, where there is one.
+    """Yardstick -> its choice among the options of each sample: of what learns from training samples of that kind,
+    where there are any, and the vote of the demo bank, where there is one.
 
     Args:
         kind: `Sample.task`; a yardstick learns from training samples of that kind whose short answer is an option

@@ -19,18 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tsugiki.data.bank import Bank, NewEntry
-from tsugiki.data.files import atomic_write
+from tsugiki.data.bank import Bank, Neighbour, NewEntry
+from tsugiki.data.files import atomic_folder, atomic_write
 from tsugiki.data.images import SUFFIXES, image_files, open_image, pixel_key
 from tsugiki.data.splits import near_duplicate_groups
-from tsugiki.errors import DataError, ImageError
+from tsugiki.errors import DataError, StoreError
 from tsugiki.evals.task import short_answer
 from tsugiki.studies import _own
 from tsugiki.studies.neighbours import BankDemos, Recent, open_bank, pooled
 from tsugiki.types import ImageSource, Message, Sample
 from tsugiki.vision.cache import FeatureCache
 
-__all__ = ["BankDemos", "Change", "add", "build", "open_bank"]
+__all__ = ["BankDemos", "Change", "add", "build", "open_bank", "query"]
 
 Keep = Literal["copy", "thumbnail", "reference"]
 ALIKE = 0.9
@@ -73,18 +73,21 @@ def build(
         DataError: no labelled picture, a label that is no answer, or a picture with two labels.
         StoreError: a bank is there, or the folder can't be written.
     """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(
+            "something is there already",
+            expected="a new folder",
+            fix="Add to a bank, or choose another.",
+            where=str(folder),
+        )
     own = _labelled(data)
     labels = [short_answer(s) for s in own.samples]
     tower = model.frontend.tower
     allowed = sorted(set(labels)) if answers is None else list(answers)
-    for sample, label in zip(own.samples, labels, strict=True):
-        if label not in allowed:  # before there is a folder
-            raise DataError(
-                f"the label {label!r}", expected=f"one of {', '.join(map(repr, allowed))}", where=sample.where
-            )
     vectors = _vectors(model, [s.images[0] for s in own.samples], progress)
     facts = {"tower": tower.name, "fingerprint": tower.fingerprint(), "width": tower.width}
-    with Bank.create(folder, answers=allowed, **facts) as bank:
+    with atomic_folder(folder) as new, Bank.create(new, answers=allowed, **facts) as bank:
         return _put(model, bank, own, vectors, keep=keep, note=note, new_classes=False)
 
 
@@ -114,6 +117,18 @@ def add(
         own = _labelled(data, label)
         vectors = _vectors(model, [s.images[0] for s in own.samples], progress)
         return _put(model, bank, own, vectors, keep=keep, note=note, new_classes=new_classes)
+
+
+def query(model: Any, folder: str | Path, picture: ImageSource, k: int = 10) -> list[Neighbour]:
+    """The k entries that are nearest to a picture, itself among them where it is in the bank.
+
+    Raises:
+        ImageError: it can't be read.
+        DataError: an empty bank.
+        BaseMismatchError, StoreError: as `open_bank`.
+    """
+    with open_bank(model, folder) as bank:
+        return bank.search(pooled(Recent(model, 1)(picture)), k)
 
 
 def _labelled(data: str | Path | Sequence[Sample], label: str | None = None) -> _own.Own:
@@ -176,7 +191,9 @@ def _put(
     return Change(added=len(added.ids), known=len(added.known), alike=alike, left_out=len(own.left_out))
 
 
-def _alike(bank: Bank, pictures: Sequence[ImageSource], vectors: npt.NDArray[np.float32]) -> tuple[tuple[str, ...], ...]:
+def _alike(
+    bank: Bank, pictures: Sequence[ImageSource], vectors: npt.NDArray[np.float32]
+) -> tuple[tuple[str, ...], ...]:
     """Sets of new pictures and entries that show nearly the same; equal ones are no notice."""
     own = {pixel_key(p): p for p in pictures}
     keys, shown = list(own), list(own.values())

@@ -95,7 +95,10 @@ class BankDemos:
         self.bank = bank if isinstance(bank, Bank) else open_bank(model, bank)
         if not len(self.bank):
             raise DataError(
-                "the bank is empty", expected="entries", fix="Add some: `tsugiki bank add`.", where=str(self.bank.folder)
+                "the bank is empty",
+                expected="entries",
+                fix="Add some: `tsugiki bank add`.",
+                where=str(self.bank.folder),
             )
         self.k, self.form, self.apart = k, form, apart
         self.features = features if features is not None else Recent(model) if model.frontend.tower.frozen else None
@@ -125,20 +128,18 @@ class BankDemos:
             found.append(Shown(sample=replace(sample, messages=messages), neighbours=neighbours))
         return found
 
-    def front(self, messages: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[Neighbour, ...]]:
-        """As `show`, for a conversation."""
-        (shown,) = self.show([Sample(id="request", messages=tuple(messages))])
-        return shown.sample.messages, shown.neighbours
+    def front(self, messages: Sequence[Message]) -> Shown:
+        """As `show`, for a conversation: `chat` takes the messages of its sample as `demos`."""
+        return self.show([Sample(id="request", messages=tuple(messages))])[0]
 
     def neighbours(self, sample: Sample) -> tuple[Neighbour, ...]:
         """The entries for a sample, nearest first; () without a picture."""
-        if not sample.prompt or not (picture := _asked_about(sample.prompt)):
+        picture = _asked_about(sample.prompt)
+        if picture is None:
             return ()
         vector = pooled(self._encode(picture))
         spare = SPARE if self.apart or self.form == "pictures" else 0
-        found = self.bank.search(
-            vector, self.k + spare, labels=sample.options or None, without=[pixel_key(picture)]
-        )
+        found = self.bank.search(vector, self.k + spare, labels=sample.options or None, without=[pixel_key(picture)])
         if not found and sample.options and not set(sample.options) & set(self.bank.counts()):
             raise InputError(
                 f"a bank of {', '.join(map(repr, self.bank.counts()))}",
