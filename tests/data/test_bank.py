@@ -216,7 +216,7 @@ def test_two_processes_add_at_once(bank: Bank) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are tried in forked processes")
-@pytest.mark.parametrize("way", ["lines", "random"])
+@pytest.mark.parametrize("way", [pytest.param("lines", marks=pytest.mark.slow), "random"])
 def test_a_kill_anywhere_leaves_a_whole_bank(bank: Bank, way: str) -> None:
     process = child(way, bank.folder)
     said, wrong = process.communicate(timeout=240)
