@@ -141,7 +141,13 @@ def _labelled(data: str | Path | Sequence[Sample], label: str | None = None) -> 
         own = _own.read(data)
     else:
         path = Path(str(data))
-        files = [path] if path.suffix.lower() in SUFFIXES and path.is_file() else image_files(path)
+        files = (
+            [path] if path.suffix.lower() in SUFFIXES and path.is_file() else image_files(path) if path.is_dir() else []
+        )
+        if not files:
+            raise DataError(
+                "no picture", expected="a picture or a folder of them", fix="Correct the path.", where=str(path)
+            )
         messages = [(Message.of("user", "", (f,)), Message.of("assistant", label)) for f in files]
         samples = [Sample(id=f.name, messages=m, where=str(f)) for f, m in zip(files, messages, strict=True)]
         own = _own.read(samples)
