@@ -1,6 +1,6 @@
 """Classes that no training has seen, named through a demo bank: by the graft, by a vote, or by the graft told in words.
 
-    python benchmarks/bank_classes.py --steps 80 --asked 80
+    python benchmarks/bank_classes.py --steps 40 --asked 40
 
 A graft learns old classes, once as always and once with demonstrations of them in front (plain tuning in context). Then
 a bank gets the old classes, later the new ones too. Bank and queries use different renderings and backgrounds.
@@ -108,10 +108,7 @@ def measured(model: Any, folder: Path, data: dict[str, list[Sample]], names: dic
 
 
 def run(given: argparse.Namespace, runs: Path) -> dict[str, Any]:
-    """Both grafts, or what a finished run wrote."""
-    file = runs / f"found-{given.steps}-{given.asked}-{given.classes}-{given.seed}.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text()))
+    """Both grafts, each measured or read from what a finished one wrote."""
     table = [p.en for p in pictograms.table()][: 2 * given.classes]
     names = {"old": table[0::2], "new": table[1::2]}
     data: dict[str, Any] = {}
@@ -124,9 +121,12 @@ def run(given: argparse.Namespace, runs: Path) -> dict[str, Any]:
     data["features"] = features
     found: dict[str, Any] = {}
     for arm, samples in (("plain", learn), ("in context", grouped(learn, features, given.seed))):
-        model = trained(samples, features, given.steps, given.seed, runs / f"run-{arm.replace(' ', '-')}-{given.steps}")
-        found[arm] = measured(model, runs / "bank", data, names)
-    file.write_text(json.dumps(found))
+        name = f"{arm.replace(' ', '-')}-{given.steps}"
+        file = runs / f"found-{name}.json"
+        if not file.is_file():
+            model = trained(samples, features, given.steps, given.seed, runs / f"run-{name}")
+            file.write_text(json.dumps(measured(model, runs / f"bank-{name}", data, names)))
+        found[arm] = json.loads(file.read_text())
     return found
 
 
@@ -159,15 +159,16 @@ def row(arm: str, kind: str, found: dict[str, list[int]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--asked", type=int, default=80, help="Queries of old classes, and of new ones.")
-    parser.add_argument("--classes", type=int, default=20, help="Old classes, and as many new ones.")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--asked", type=int, default=40, help="Queries of old classes, and of new ones.")
+    parser.add_argument("--classes", type=int, default=10, help="Old classes, and as many new ones.")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     for name in ("smollm2-135m-instruct", "openmoji", "fabric"):
         assets.fetch(name)
     fetch_tower("efficientnet-lite0")
-    runs = Path(os.environ.get("OUT") or assets.cache_dir() / "runs" / f"bank-classes-{given.classes}-{given.asked}")
+    runs = Path(os.environ.get("OUT") or assets.cache_dir() / "runs" / "bank-classes")
+    runs /= f"{given.classes}-{given.asked}-{given.seed}"
     runs.mkdir(parents=True, exist_ok=True)
     found = run(given, runs)
     rows = [row(arm, kind, found[arm]) for arm in found for kind in ("new", "old")]
