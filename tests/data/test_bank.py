@@ -184,7 +184,6 @@ def test_the_index_file_is_used_and_brought_up_to_date(bank: Bank, monkeypatch: 
         assert len(bank.search(np.ones(WIDTH), 99)) == i + 2
         sizes.append((bank.folder / _bank_index.FILE).stat().st_size)
     assert len(set(sizes)) == 3  # written at the first search and after every fifth entry
-    bank.rebuild()
     with Bank.open(bank.folder) as opened:
         assert opened.search(np.ones(WIDTH), 99) == bank.search(np.ones(WIDTH), 99)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from tsugiki.data.files import disk_is_full
-from tsugiki.errors import StoreError
+from tsugiki.errors import BaseMismatchError, StoreError
 
 VERSION = 1
 FILE = "bank.sqlite"
@@ -35,6 +35,24 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def has_tables(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchall())
+
+
+def refuse(meta: Mapping[str, str], fingerprint: str | None, tower: str, *, where: str) -> None:
+    """Raises what `Bank.open` says of a bank that this version can't read, or this tower can't search."""
+    if int(meta["version"]) > VERSION:
+        raise StoreError(
+            f"a bank of version {meta['version']}",
+            expected=f"at most {VERSION}",
+            fix="Use a newer version of tsugiki.",
+            where=where,
+        )
+    if fingerprint not in (None, meta["fingerprint"]):
+        raise BaseMismatchError(
+            f"a bank of the tower {meta['tower']} ({meta['fingerprint'][:12]})",
+            expected=f"the model's tower {tower} ({str(fingerprint)[:12]})",
+            fix="Build the bank again with this model.",
+            where=where,
+        )
 
 
 @contextmanager

@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tsugiki.data import _bank_index
 from tsugiki.data._bank_entries import COLUMNS, Added, Entry, Neighbour, NewEntry, conflict, entry_of, no_answer
-from tsugiki.data._bank_file import BUILD, FILE, TABLES, VERSION, connect, has_tables, transaction, wrapped
+from tsugiki.data._bank_file import BUILD, FILE, TABLES, VERSION, connect, has_tables, refuse, transaction, wrapped
 from tsugiki.data._bank_index import Vectors, unit
-from tsugiki.errors import BaseMismatchError, DataError, InputError, StoreError
+from tsugiki.errors import DataError, InputError, StoreError
 
 __all__ = ["Added", "Bank", "Entry", "Neighbour", "NewEntry"]
 
@@ -91,23 +90,14 @@ class Bank:
             raise StoreError(found, expected="a bank", fix=BUILD, where=str(folder))
         with wrapped(folder):
             connection = connect(folder / FILE)
-            if not has_tables(connection):
-                raise StoreError("no bank in it", expected="a bank", fix=BUILD, where=str(folder))
-            bank = cls(folder, connection)
-        if int(bank._meta["version"]) > VERSION:
-            raise StoreError(
-                f"a bank of version {bank._meta['version']}",
-                expected=f"at most {VERSION}",
-                fix="Use a newer version of tsugiki.",
-                where=str(folder),
-            )
-        if fingerprint is not None and fingerprint != bank.fingerprint:
-            raise BaseMismatchError(
-                f"a bank of the tower {bank.tower} ({bank.fingerprint[:12]})",
-                expected=f"the model's tower {tower} ({fingerprint[:12]})",
-                fix="Build the bank again with this model.",
-                where=str(folder),
-            )
+            try:
+                if not has_tables(connection):
+                    raise StoreError("no bank in it", expected="a bank", fix=BUILD, where=str(folder))
+                bank = cls(folder, connection)
+                refuse(bank._meta, fingerprint, tower, where=str(folder))
+            except BaseException:
+                connection.close()
+                raise
         return bank
 
     def close(self) -> None:
@@ -263,16 +253,10 @@ class Bank:
             found: list[Neighbour] = []
             for i, cosine in vectors.nearest(query, k + len(without), labels):
                 entry = self.entries([i])[0]
-                if entry.picture not in without and len(found) < k:
+                # Asked again for each: another process may have withdrawn it in this moment.
+                if entry.withdrawn is None and entry.picture not in without and len(found) < k:
                     found.append(Neighbour(entry=entry, distance=1.0 - cosine))
             return found
-
-    def rebuild(self) -> None:
-        """Make the index file again from the entries."""
-        with self._lock:
-            self._vectors = self._seen = None
-            (self.folder / _bank_index.FILE).unlink(missing_ok=True)
-            self._current()
 
     def _current(self) -> Vectors:
         """The vectors as they are now: loaded at first, then brought up to date where anything has changed."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from tsugiki.data.bank import Bank, Entry, Neighbour
 from tsugiki.data.demos import in_front
 from tsugiki.data.detail import language
-from tsugiki.data.images import open_image, pixel_key, source_key
+from tsugiki.data.images import content_key, open_image, pixel_key
 from tsugiki.data.splits import near_duplicate_groups
 from tsugiki.errors import DataError, InputError, UnknownNameError
 from tsugiki.evals import yardsticks
@@ -178,9 +178,8 @@ class BankDemos:
             return [TextPart(begin + said + end)]
         parts: list[Part] = []
         for n in reversed(neighbours):
-            path = self.bank.picture(n.entry)
-            assert path is not None
-            parts += [ImagePart(path), TextPart(f"{n.entry.label}\n")]
+            if (path := self.bank.picture(n.entry)) is not None:
+                parts += [ImagePart(path), TextPart(f"{n.entry.label}\n")]
         return parts
 
 
@@ -189,18 +188,18 @@ class Recent:
 
     def __init__(self, model: Any, most: int = REMEMBERED) -> None:
         self.model, self.most = model, most
-        self._known: OrderedDict[object, tuple[ImageSource, Tensor]] = OrderedDict()
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, source: ImageSource) -> Tensor:
-        key = source_key(source)
+        key = content_key(source)  # a file may have changed under its name
         if key not in self._known:
             frontend = self.model.frontend
             pixels = frontend.transform(open_image(source))[None].to(self.model.device)
-            self._known[key] = source, frontend.encode(pixels)[0].cpu()  # the source too: its id stays its own
+            self._known[key] = frontend.encode(pixels)[0].cpu()
         self._known.move_to_end(key)
         if len(self._known) > self.most:
             self._known.popitem(last=False)
-        return self._known[key][1]
+        return self._known[key]
 
 
 def _asked_about(messages: Sequence[Message]) -> ImageSource | None:
