@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ def chat(
     detail: str = "full",
     stream: bool = False,
     branch: str | None = None,
+    demos: Callable[[Sequence[Message]], Sequence[Message]] | None = None,
     **options: Any,
 ) -> str | Iterator[str]:
     """Answer `text`, about `images` if there are any.
@@ -38,6 +39,7 @@ def chat(
         stream: return an iterator over pieces of text.
         branch: the path through the grafts, "grounding" for places. None: the model decides where one of its grafts
             does; else "grounding" where `detail` asks for boxes.
+        demos: the conversation -> the same with demonstrations in front, as `studies.neighbours` makes it.
         options: for `generate`, such as max_new_tokens, do_sample, num_beams.
 
     Raises:
@@ -46,7 +48,9 @@ def chat(
     """
     pictured = bool(images) or any(isinstance(p, ImagePart) for m in history for p in m.parts)
     asked = instruct(text, detail) if pictured else text
-    messages = (*history, Message.of("user", asked, tuple(images)))
+    messages: Sequence[Message] = (*history, Message.of("user", asked, tuple(images)))
+    if demos is not None:
+        messages = demos(messages)
     if branch is None and detail == "boxes" and not model.chooses_branch:
         branch = "grounding"
     inputs = model.processor.encode(messages, add_generation_prompt=True, branch=branch)

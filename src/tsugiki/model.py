@@ -471,12 +471,14 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         detail: str = "full",
         stream: bool = False,
         branch: str | None = None,
+        demos: Callable[[Sequence[Message]], Sequence[Message]] | None = None,
         **options: Any,
     ) -> Any:
         """Answer one turn; see `tsugiki.chat.chat`."""
         from tsugiki.chat import chat
 
-        return chat(self, text, images, history=history, detail=detail, stream=stream, branch=branch, **options)
+        given: Any = {"history": history, "detail": detail, "stream": stream, "branch": branch, "demos": demos}
+        return chat(self, text, images, **given, **options)
 
     def encode_samples(self, samples: Sequence[Sample], **options: Any) -> Any:
         """Samples to a Batch of this model; see `tsugiki.processor.encode_samples`."""

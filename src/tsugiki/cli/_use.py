@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
 from tsugiki.cli._app import Base, Model, app, complain, counting, err, example, out, say, show
+from tsugiki.cli._bank import BankOption, Form, Neighbours, demos
 from tsugiki.errors import DataError, TsugikiError
+
+if TYPE_CHECKING:
+    from tsugiki.types import Message
 
 Detail = Literal["short", "full", "boxes"]
 HELP = "/image FILE adds a picture to the next question, /clear forgets the conversation, Ctrl-D ends."
@@ -22,6 +27,9 @@ def chat(
     ask: Annotated[str | None, typer.Option(help="Ask this and end; otherwise questions are typed.")] = None,
     detail: Annotated[Detail, typer.Option(help="Of the answers about pictures.")] = "full",
     tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
+    bank: BankOption = None,
+    neighbours: Neighbours = 4,
+    form: Form = "pictures",
     base: Base = None,
 ) -> None:
     """Talk in the terminal, with pictures or without; the answer is written as it comes."""
@@ -29,6 +37,7 @@ def chat(
     from tsugiki.types import Message
 
     loaded = load_model(model, base)
+    shown = demos(loaded, bank, neighbours, form)
     history: list[Message] = []
     images = tuple(image or ())
     if ask is None:
@@ -44,7 +53,7 @@ def chat(
             images += (Path(rest.strip()),)
         elif question.strip():
             try:
-                answer = _answer(loaded, question, images, history, detail, tokens)
+                answer = _answer(loaded, question, images, history, detail, tokens, shown)
             except TsugikiError as error:
                 if ask is not None:
                     raise
@@ -65,13 +74,26 @@ def _typed() -> str | None:
         return None
 
 
-def _answer(model: Any, text: str, images: tuple[Path, ...], history: list[Any], detail: str, tokens: int) -> str:
+def _answer(
+    model: Any, text: str, images: tuple[Path, ...], history: list[Any], detail: str, tokens: int, shown: Any
+) -> str:
     pieces = []
-    for piece in model.chat(text, images, history=history, detail=detail, max_new_tokens=tokens, stream=True):
+    options: dict[str, Any] = {"history": history, "detail": detail, "max_new_tokens": tokens, "stream": True}
+    if shown is not None:
+        options["demos"] = lambda messages: _told(shown, messages)
+    for piece in model.chat(text, images, **options):
         pieces.append(piece)
         out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     out.print()
     return "".join(pieces).strip()
+
+
+def _told(shown: Any, messages: Sequence[Message]) -> Sequence[Message]:
+    """Says which entries stand in front of the question."""
+    found = shown.front(messages)
+    if found.neighbours:
+        say("bank: " + ", ".join(f"{n.entry.id} {n.entry.label} ({n.distance:.3f})" for n in found.neighbours))
+    return tuple(found.sample.messages)
 
 
 @app.command(epilog=example("tsugiki predict runs/a/graft photos --option good --option broken -o answers.csv"))
@@ -88,6 +110,9 @@ def predict(
     detail: Annotated[Detail, typer.Option(help="Of the answers, where there are no options.")] = "short",
     batch_size: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 8,
     resume: Annotated[bool, typer.Option(help="Continue the file of a run that stopped; else it is made anew.")] = True,
+    bank: BankOption = None,
+    neighbours: Neighbours = 4,
+    form: Form = "pictures",
     base: Base = None,
 ) -> None:
     """Answer one question about every picture of a folder. A run that was stopped is continued by the same command."""
@@ -95,10 +120,11 @@ def predict(
     from tsugiki.cli._models import load_model
 
     loaded = load_model(model, base)
+    shown = demos(loaded, bank, neighbours, form)
     with counting() as tell:
         result = tsugiki.predict(
             loaded, folder, out=file, question=question, options=option or None, detail=detail, batch_size=batch_size,
-            resume=resume, progress=lambda done, total: tell("pictures", done, total),
+            resume=resume, bank=shown, progress=lambda done, total: tell("pictures", done, total),
         )  # fmt: skip
     failed = sum(bool(p.error) for p in result)
     show(f"{file}: {len(result)} answers" + (f", {failed} pictures could not be read" if failed else ""))
@@ -119,6 +145,9 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option("--report", help="Write scores and answers on their pictures, as .html or .md.")
     ] = None,
+    bank: BankOption = None,
+    neighbours: Neighbours = 4,
+    form: Form = "pictures",
     base: Base = None,
 ) -> None:
     """Score a model on tasks; every figure with its error, and the bare LLM's in the same run."""
@@ -134,8 +163,11 @@ def evaluate(
 
     limits = None if budget is None else load_budget(budget)
     names = task or _scorable(data)
-    settings = {} if train is None else {"train": schema.load(train)}
+    settings: dict[str, Any] = {} if train is None else {"train": schema.load(train)}
     loaded = load_model(model, base)
+    if bank is not None:  # apart: what shows nearly the same as a query would give its answer away
+        shown = demos(loaded, bank, neighbours, form, apart=True)
+        settings |= {"demos": shown, "features": shown.features}
     with counting() as tell:
         results = tasks.measure(loaded, names, data, limit=limit, seconds=seconds, progress=tell, **settings)
     scores = [score for result in results.values() for score in result.scores]

@@ -84,7 +84,7 @@ def split(
             where="split",
         )
     stratum = stratum or _stratum
-    groups = _sample_groups(samples, near)
+    groups = sample_groups(samples, near)
     if len(groups) < len(fractions):
         raise DataError(
             f"{len(samples)} samples in {len(groups)} groups of like pictures, for {len(fractions)} splits",
@@ -198,8 +198,8 @@ def _buckets(bits: Array, threshold: int) -> Iterator[Array]:
         yield from (np.array(members) for members in buckets.values() if len(members) > 1)
 
 
-def _sample_groups(samples: Sequence[Sample], near: int | None) -> list[list[int]]:
-    """Indices of samples that have to stay together."""
+def sample_groups(samples: Sequence[Sample], near: int | None) -> list[list[int]]:
+    """Indices of samples that show the same picture or, with `near` bits, nearly the same; every index in one group."""
     sources: list[ImageSource] = []
     owners: list[list[int]] = []
     known: dict[str, int] = {}

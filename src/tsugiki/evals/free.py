@@ -6,7 +6,7 @@ Shapes: B prompts of a batch, T their padded length, V vocabulary.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,12 +46,20 @@ class FreeAnswerer:
         model: the composite; encodes the samples.
         features: cached tower outputs, as `model.encode_samples` takes them.
         llm: what generates instead of the composite (the bare LLM); the samples then have no pictures.
+        demos: samples -> the samples with demonstrations in front, which the model then sees.
     """
 
     def __init__(
-        self, model: Any, *, features: Any = None, llm: Any = None, batch_size: int = 8, max_new_tokens: int = 32
+        self,
+        model: Any,
+        *,
+        features: Any = None,
+        llm: Any = None,
+        demos: Callable[[Sequence[Sample]], Sequence[Sample]] | None = None,
+        batch_size: int = 8,
+        max_new_tokens: int = 32,
     ) -> None:
-        self.model, self.llm, self.features = model, llm or model, features
+        self.model, self.llm, self.features, self.demos = model, llm or model, features, demos
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
 
     def __call__(self, samples: Sequence[Sample]) -> list[str]:
@@ -74,6 +82,8 @@ class FreeAnswerer:
     @torch.inference_mode()
     def _generate(self, samples: Sequence[Sample], *processors: LogitsProcessor) -> list[list[int]]:
         """Ids of the new tokens, padding and end included."""
+        if self.demos is not None:
+            samples = self.demos(samples)
         # What a sample asks for may show in its gold answer alone, which is not part of the prompt.
         prompts = [replace(s, messages=s.prompt, meta={**s.meta, "branch": branch_of(s)}) for s in samples]
         batch = self.model.encode_samples(prompts, features=self.features, add_generation_prompt=True)

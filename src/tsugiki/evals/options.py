@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -82,6 +82,7 @@ class OptionScorer:
         model: the composite; encodes the samples.
         features: cached tower outputs, picture -> [P, V]; None encodes pixels.
         llm: what runs instead of the composite (the bare LLM); the samples then have no pictures.
+        demos: samples -> the samples with demonstrations in front, which the model then sees.
         batch_size: B, prompts that run together. They have equal lengths, so that no padding enters.
         tolerance: None finishes every option. A number of nats leaves options unfinished that can't come within it of
             the best one (log-probabilities only fall with more tokens): the best option is exact with any tolerance
@@ -94,10 +95,11 @@ class OptionScorer:
         *,
         features: Any = None,
         llm: Any = None,
+        demos: Callable[[Sequence[Sample]], Sequence[Sample]] | None = None,
         batch_size: int = 8,
         tolerance: float | None = None,
     ) -> None:
-        self.model, self.llm = model, llm or model
+        self.model, self.llm, self.demos = model, llm or model, demos
         self.batch_size, self.tolerance = batch_size, tolerance
         self.collate = model.processor.collator(features, labels=True)
         self._known: dict[tuple[object, ...], _Rows] = {}
@@ -109,7 +111,10 @@ class OptionScorer:
         Raises:
             DataError: a sample without options, or with an option twice.
         """
-        rows = [self._rows(_checked(sample)) for sample in samples]
+        samples = [_checked(sample) for sample in samples]
+        if self.demos is not None:
+            samples = self.demos(samples)
+        rows = [self._rows(sample) for sample in samples]
         done: dict[int, OptionScores] = {}
         for chunk in _equal([len(r.prefix) for r in rows], self.batch_size):
             run = _Chunk(self, [samples[i] for i in chunk], [rows[i] for i in chunk])

@@ -33,6 +33,8 @@ class Settings:
     """Cached tower outputs (a `FeatureCache`, or picture -> [P, V]); None encodes pixels. Yardsticks need them."""
     train: Sequence[Sample] = ()
     """The training samples, from which probe, ridge, k-NN and constant answers learn; without them there are none."""
+    demos: Any = None
+    """Puts demonstrations in front of what the model is asked (`studies.neighbours.BankDemos`); None = none."""
     base: Any = None
     """The bare LLM, where the composite's text path is not exactly it (guarantee "bounded"); None looks for it."""
     limit: int | None = None

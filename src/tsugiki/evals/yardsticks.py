@@ -34,19 +34,21 @@ CHUNK = 256
 
 
 def choices(kind: str, samples: Sequence[Sample], settings: Settings, model: Any = None) -> dict[str, list[str]]:
-    """Yardstick -> its choice among the options of each sample; {} without training samples of that kind.
+    """Yardstick -> its choice among the options of each sample: of what learns from training samples of that kind,
+    where there are any, and the vote of the demo bank, where there is one.
 
     Args:
         kind: `Sample.task`; a yardstick learns from training samples of that kind whose short answer is an option
             somewhere, whatever the form of the whole answer.
     """
+    found = {} if settings.demos is None else {"bank vote": settings.demos.vote(samples)}
     options = {o for s in samples for o in s.options}
     train = [s for s in settings.train if s.task == kind and short_answer(s) in options]
     if not train:
-        return {}
+        return found
     answers = [short_answer(s) for s in train]
     allowed = [s.options for s in samples]
-    found = {"constant": Constant.fit(answers).choose(allowed)}
+    found["constant"] = Constant.fit(answers).choose(allowed)
     seeing = [s for s in train if s.images][:MAX_PICTURES]
     features, groups = _features(settings, model), picture_groups(seeing)
     if features is None or _pictures(seeing) < FEWEST or not all(s.images for s in samples):
@@ -95,6 +97,20 @@ def places(
         rows = gather(features, [s.images[0] for s in samples[start : start + CHUNK]])
         predicted += ridge.predict(rows.flatten(1).float().numpy())
     return found | {"ridge": [_square(s).to_pixels(box) for s, box in zip(samples, predicted, strict=True)]}
+
+
+def bank_vote(neighbours: Sequence[Sequence[tuple[str, float]]], allowed: Sequence[Sequence[str]]) -> list[str]:
+    """The commonest label among the neighbours of each query, the one with the nearest neighbour of equals.
+
+    Args:
+        neighbours: (label, distance) of the entries of a demo bank that a query gets, nearest first.
+        allowed: options of each query; () = all labels.
+    """
+    chosen = []
+    for near, options in zip(neighbours, allowed, strict=True):
+        labels = [label for label, _ in near if not options or label in options]
+        chosen.append(commonest(labels) or (options[0] if options else ""))
+    return chosen
 
 
 def commonest(answers: Iterable[str]) -> str | None:

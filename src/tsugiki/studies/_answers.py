@@ -14,6 +14,7 @@ from tsugiki.data.schema import message_text
 from tsugiki.errors import ImageError, InputError
 from tsugiki.evals.free import FreeAnswerer
 from tsugiki.evals.options import OptionScorer
+from tsugiki.studies.neighbours import BankDemos, Shown
 from tsugiki.types import Box, ImageSource, Sample
 
 
@@ -35,6 +36,8 @@ class Prediction:
     """Why there is no answer; then `answer` is empty."""
     picture: str = ""
     """SHA-256 of the picture's file."""
+    neighbours: tuple[tuple[int, str, float], ...] = ()
+    """With a demo bank: id, label and distance (1 - cosine) of the entries that were shown, nearest first."""
 
     @property
     def probability(self) -> float | None:
@@ -47,12 +50,21 @@ class Answerer:
 
     Args:
         caught: the error that one sample may raise without stopping the others.
+        demos: puts the entries of a bank in front of the questions.
     """
 
-    def __init__(self, model: Any, batch_size: int, max_new_tokens: int, caught: type[InputError]) -> None:
-        self.caught = caught
-        self.choose = OptionScorer(model, batch_size=batch_size)
-        self.say = FreeAnswerer(model, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    def __init__(
+        self,
+        model: Any,
+        batch_size: int,
+        max_new_tokens: int,
+        caught: type[InputError],
+        demos: BankDemos | None = None,
+    ) -> None:
+        self.caught, self.demos = caught, demos
+        features = None if demos is None else demos.features
+        self.choose = OptionScorer(model, batch_size=batch_size, features=features)
+        self.say = FreeAnswerer(model, batch_size=batch_size, max_new_tokens=max_new_tokens, features=features)
         self.codec = model.processor.collator().codec
 
     def __call__(self, samples: Sequence[Sample]) -> list[Prediction]:
@@ -72,19 +84,30 @@ class Answerer:
         return [p for sample in samples for p in self._all([sample])]
 
     def _closed(self, samples: Sequence[Sample]) -> list[Prediction]:
-        scores = self.choose(samples)
-        pairs = zip(samples, scores, strict=True)
-        return [_about(s, answer=o.best(), probabilities=_rounded(o.probabilities())) for s, o in pairs]
+        shown = self._shown(samples)
+        rows = zip(samples, shown, self.choose([x.sample for x in shown]), strict=True)
+        return [
+            _about(s, answer=o.best(), probabilities=_rounded(o.probabilities()), neighbours=_plain(x))
+            for s, x, o in rows
+        ]
 
     def _free(self, samples: Sequence[Sample]) -> list[Prediction]:
-        pairs = zip(samples, self.say(samples), strict=True)
-        return [_about(s, answer=text, boxes=self._boxes(s, text)) for s, text in pairs]
+        shown = self._shown(samples)
+        rows = zip(samples, shown, self.say([x.sample for x in shown]), strict=True)
+        return [_about(s, answer=text, boxes=self._boxes(s, text), neighbours=_plain(x)) for s, x, text in rows]
+
+    def _shown(self, samples: Sequence[Sample]) -> list[Shown]:
+        return [Shown(sample=s) for s in samples] if self.demos is None else self.demos.show(samples)
 
     def _boxes(self, sample: Sample, text: str) -> tuple[Box, ...]:
         if not sample.images:
             return ()
         found = self.codec.parse(text, PaddedSquare(*image_size(sample.images[0])))
         return tuple(Box(*(round(v, 1) for v in (b.x1, b.y1, b.x2, b.y2))) for b in found)
+
+
+def _plain(shown: Shown) -> tuple[tuple[int, str, float], ...]:
+    return tuple((n.entry.id, n.entry.label, round(n.distance, 6)) for n in shown.neighbours)
 
 
 def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:

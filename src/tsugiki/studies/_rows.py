@@ -32,6 +32,8 @@ FIELDS = (
     "run",
     "picture",
 )
+NEIGHBOURS = "neighbours"
+"""The field more that rows of a run with a demo bank have: [id, label, distance] of each entry."""
 RESTART = "Choose another file, or start over with resume=False (--no-resume), which replaces it."
 _BOM = b"\xef\xbb\xbf"
 
@@ -46,8 +48,8 @@ class Jsonl:
     head = b""
     begin = b'{"id": "'
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
-        pass
+    def __init__(self, options: Sequence[str] = (), neighbours: bool = False) -> None:
+        self.fields = {*FIELDS, NEIGHBOURS} if neighbours else {*FIELDS}
 
     def encode(self, row: Row) -> bytes:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -59,7 +61,7 @@ class Jsonl:
     def decode(self, raw: bytes) -> list[Row]:
         """Raises ValueError, KeyError or TypeError where the content is something else."""
         rows = [json.loads(line) for line in raw.decode().split("\n") if line]
-        if not all(isinstance(row, dict) and set(FIELDS) <= row.keys() for row in rows):
+        if not all(isinstance(row, dict) and self.fields <= row.keys() for row in rows):
             raise KeyError("other fields")
         return rows
 
@@ -69,16 +71,18 @@ class Csv:
 
     begin = _BOM + b"id,image,answer,"
 
-    def __init__(self, options: Sequence[str]) -> None:
+    def __init__(self, options: Sequence[str], neighbours: bool = False) -> None:
         self.options = tuple(options)
-        at = FIELDS.index("probabilities")
-        self.header = [*FIELDS[:at], *(f"p({o})" for o in options), *FIELDS[at + 1 :]]
+        fields = (*FIELDS, NEIGHBOURS) if neighbours else FIELDS
+        at = fields.index("probabilities")
+        self.header = [*fields[:at], *(f"p({o})" for o in options), *fields[at + 1 :]]
         self.head = _BOM + self._line(self.header)
-        self._fixed = [name for name in FIELDS if name != "probabilities"]
+        self._fixed = [name for name in fields if name != "probabilities"]
 
     def encode(self, row: Row) -> bytes:
-        plain = {k: "" if row[k] is None else row[k] for k in FIELDS if k != "probabilities"}
-        plain["boxes"] = json.dumps(row["boxes"]) if row["boxes"] else ""
+        plain = {k: "" if row[k] is None else row[k] for k in self._fixed}
+        for name in {"boxes", NEIGHBOURS} & plain.keys():
+            plain[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
         plain |= {f"p({o})": row["probabilities"].get(o, "") for o in self.options}
         return self._line([plain[name] for name in self.header])
 
@@ -102,9 +106,10 @@ class Csv:
         return [self._row(row) for row in reader]
 
     def _row(self, row: Mapping[str, str]) -> Row:
-        found: Row = {k: row[k] for k in FIELDS if k != "probabilities"}
+        found: Row = {k: row[k] for k in self._fixed}
         found["probability"] = float(row["probability"]) if row["probability"] else None
-        found["boxes"] = json.loads(row["boxes"]) if row["boxes"] else []
+        for name in {"boxes", NEIGHBOURS} & found.keys():
+            found[name] = json.loads(row[name]) if row[name] else []
         found["probabilities"] = {o: float(row[f"p({o})"]) for o in self.options if row[f"p({o})"]}
         return found
 
@@ -115,7 +120,7 @@ class Csv:
         return text.getvalue().encode()
 
 
-FORMATS: dict[str, Callable[[Sequence[str]], Jsonl | Csv]] = {".jsonl": Jsonl, ".csv": Csv}
+FORMATS: dict[str, Callable[[Sequence[str], bool], Jsonl | Csv]] = {".jsonl": Jsonl, ".csv": Csv}
 
 
 class Rows:
@@ -124,17 +129,18 @@ class Rows:
     Args:
         path: ends in .jsonl or .csv.
         options: all options of the run, the columns of a CSV.
+        neighbours: rows have the field of that name.
 
     Raises:
         InputError: another suffix.
     """
 
-    def __init__(self, path: Path, options: Sequence[str]) -> None:
+    def __init__(self, path: Path, options: Sequence[str], neighbours: bool = False) -> None:
         if path.suffix.lower() not in FORMATS:
             raise InputError(
                 f"{path.name!r}", expected=f"a file ending in {' or '.join(FORMATS)}", fix="Rename it.", where="out"
             )
-        self.path, self.format = path, FORMATS[path.suffix.lower()](options)
+        self.path, self.format = path, FORMATS[path.suffix.lower()](options, neighbours)
         self._file: IO[bytes] | None = None
 
     def read(self) -> list[Row]:

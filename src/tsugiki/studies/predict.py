@@ -25,6 +25,7 @@ from tsugiki.studies import _asked
 from tsugiki.studies._answers import Answerer, Prediction, picture_of, question_of
 from tsugiki.studies._build import load_graft
 from tsugiki.studies._rows import RESTART, Row, Rows
+from tsugiki.studies.neighbours import BankDemos
 from tsugiki.training.report import clock
 from tsugiki.types import Box, Message, Sample
 
@@ -45,6 +46,7 @@ def predict(
     batch_size: int = 8,
     max_new_tokens: int = 64,
     resume: bool = True,
+    bank: str | Path | BankDemos | None = None,
     progress: Progress | bool | None = None,
 ) -> list[Prediction]:
     """Answers about all pictures, in order of their paths or of the samples; a picture that can't be read gets an error
@@ -55,30 +57,37 @@ def predict(
         folder: a folder of pictures (with those below it), one picture, a JSONL file of samples, or samples; the
             samples' own questions and options are used, gold answers are not looked at.
         out: a .jsonl or .csv file. It grows while the run goes on; the same call continues it.
-        options: possible answers. None = those of the training, where `question` is None too; () = a free answer.
+        options: possible answers. None = those of the training, where `question` is None too; () = a free answer. With
+            a bank, None = its answers too.
         question: None = that of the training if `fit` kept it, else "What is shown in this picture?".
         detail: "short", "full" or "boxes": the form that a given question asks for, as in `chat`.
         batch_size: pictures at once.
         max_new_tokens: longest free answer.
         resume: False replaces a file that is there.
+        bank: a demo bank's folder: its nearest entries stand in front of each question, and in the answer's row.
         progress: True prints speed and time left; a function is called with pictures done and in all.
 
     Raises:
         DataError: no picture there, or a wrong line of the JSONL.
         InputError: the file holds answers to another question, of another graft or settings.
         PromptError: the question is longer than the LLM's context.
-        StoreError: the disk is full; every answer before is in the file.
+        StoreError: the disk is full; every answer before is in the file. Or no bank there.
+        BaseMismatchError: a bank of another tower.
     """
     loaded = load_graft(model) if isinstance(model, str | Path) else model
+    demos = BankDemos(loaded, bank) if isinstance(bank, str | Path) else bank
     samples, own = _samples(loaded, folder, options, question, detail, max_new_tokens)
+    if demos is not None and options is None and not own:
+        both = tuple(dict.fromkeys(o for s in samples[:1] for o in (*s.options, *demos.bank.answers)))
+        samples = [replace(s, options=both) for s in samples]
     every = tuple(dict.fromkeys(o for s in samples for o in s.options))
-    rows = None if out is None else Rows(Path(out), every)
+    rows = None if out is None else Rows(Path(out), every, neighbours=demos is not None)
     if out is not None and isinstance(folder, str | Path) and Path(out).absolute() == Path(folder).absolute():
         raise InputError("the answers would replace the questions", expected="another file", where="out")
-    run = _Run(loaded, own, detail, max_new_tokens, every)
+    run = _Run(loaded, own, detail, max_new_tokens, every, None if demos is None else demos.key)
     done = {} if rows is None else _begin(rows, samples, run, resume)
     pace = _Pace(len(samples), len(done), progress)
-    answerer = Answerer(loaded, batch_size, max_new_tokens, InputError if own else ImageError)
+    answerer = Answerer(loaded, batch_size, max_new_tokens, InputError if own else ImageError, demos)
     todo = [s for s in samples if s.id not in done]
     try:
         for start in range(0, len(todo), batch_size):
@@ -176,15 +185,20 @@ def _with_form(question: str, detail: str) -> str:
 class _Run:
     """What answers depend on beside picture and question: stored in each row, so that no file mixes two runs."""
 
-    def __init__(self, model: Any, own: bool, detail: str, max_new_tokens: int, options: Sequence[str]) -> None:
+    def __init__(
+        self, model: Any, own: bool, detail: str, max_new_tokens: int, options: Sequence[str], bank: str | None
+    ) -> None:
         self.graft = store.graft_sha256(model)[:16]
         base = [model.base_identity.get(k) for k in ("tensors_sha256", "dtype")]
-        form = [None if own else detail, list(options), max_new_tokens]
+        form: list[Any] = [None if own else detail, list(options), max_new_tokens]
+        if bank is not None:
+            form.append(bank)
+        self.with_bank = bank is not None
         self.key = identity.hash_json([self.graft, base, form])[:12]
 
     def row(self, p: Prediction) -> Row:
         """Plain values of a prediction."""
-        return {
+        row = {
             "id": p.id,
             "image": p.image,
             "answer": p.answer,
@@ -197,6 +211,7 @@ class _Run:
             "run": self.key,
             "picture": p.picture,
         }
+        return row | {"neighbours": [list(n) for n in p.neighbours]} if self.with_bank else row
 
     def check(self, row: Row, question: str | None, where: Path) -> None:
         """Raises InputError where a row is of another run; says what differs."""
@@ -207,7 +222,7 @@ class _Run:
         elif question not in (None, row["question"]):
             found, now = f"the question {row['question']!r}", repr(question)
         else:
-            found, now = "other options, form or length of answers", "those of now"
+            found, now = "other options, form or length of answers, or another state of the bank", "those of now"
         raise InputError(
             f"it holds answers with {found}",
             expected=now,
@@ -237,8 +252,9 @@ def _begin(rows: Rows, samples: Sequence[Sample], run: _Run, resume: bool) -> di
 
 def _prediction(row: Row) -> Prediction:
     boxes = tuple(Box(*map(float, box)) for box in row["boxes"])
+    near = tuple((int(i), str(label), float(distance)) for i, label, distance in row.get("neighbours", ()))
     same = {k: row[k] for k in ("id", "image", "question", "answer", "probabilities", "error", "picture")}
-    return Prediction(boxes=boxes, **same)
+    return Prediction(boxes=boxes, neighbours=near, **same)
 
 
 class _Pace:

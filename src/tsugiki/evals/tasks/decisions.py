@@ -58,7 +58,7 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
     """Score the samples, until the time is up."""
     options: dict[str, Any] = {"batch_size": settings.batch_size, "tolerance": _tolerance(settings)}
-    own = OptionScorer(model, features=settings.features, **options)
+    own = OptionScorer(model, features=settings.features, demos=settings.demos, **options)
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(OptionScorer(model, llm=llm, **options))
     answers: list[Answer] = []

@@ -85,8 +85,8 @@ def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result
     encode = None if all(category(s) for s in samples) else SentenceEncoder()
     most = max(len(_parts(s)) for s in samples)
     tokens = min(MOST, max(settings.max_new_tokens, TOKENS * max(most, 1)))
-    options = {"batch_size": settings.batch_size, "max_new_tokens": tokens}
-    own = FreeAnswerer(model, features=settings.features, **options)
+    options: dict[str, Any] = {"batch_size": settings.batch_size, "max_new_tokens": tokens}
+    own = FreeAnswerer(model, features=settings.features, demos=settings.demos, **options)
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(FreeAnswerer(model, llm=llm, **options).spoken)
     codec = model.processor.collator().codec

@@ -67,8 +67,8 @@ def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result
     """Ask for the boxes, until the time is up."""
     codec: BoxCodec = model.processor.collator().codec
     # A box takes up to 25 tokens in a tokenizer that splits digits.
-    options = {"batch_size": settings.batch_size, "max_new_tokens": max(settings.max_new_tokens, 40)}
-    own = FreeAnswerer(model, features=settings.features, **options)
+    options: dict[str, Any] = {"batch_size": settings.batch_size, "max_new_tokens": max(settings.max_new_tokens, 40)}
+    own = FreeAnswerer(model, features=settings.features, demos=settings.demos, **options)
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(FreeAnswerer(model, llm=llm, **options))
     answers: list[Answer] = []

@@ -43,8 +43,8 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
     """Ask the questions, until the time is up."""
-    options = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens}
-    own = FreeAnswerer(model, features=settings.features, **options)
+    options: dict[str, Any] = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens}
+    own = FreeAnswerer(model, features=settings.features, demos=settings.demos, **options)
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(FreeAnswerer(model, llm=llm, **options))
     answers: list[Answer] = []

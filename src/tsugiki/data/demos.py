@@ -1,0 +1,229 @@
+"""Demonstrations: who is one for whom, in which order, and how they stand in front of a question.
+
+Groups for tuning in context have N ~ U{0..N_max} demonstrations and one query of the same task (methods.md 3.5); never
+the query's own picture, nor one that shows nearly the same. What a model says (feature vectors, losses) is an argument.
+Shapes: n samples, c candidates, d width of a feature vector.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tsugiki.data.schema import message_text
+from tsugiki.data.splits import THRESHOLD, sample_groups
+from tsugiki.errors import DataError, InputError, UnknownNameError
+from tsugiki.types import BoxPart, ImagePart, Message, Part, Sample
+
+logger = logging.getLogger("tsugiki")
+
+Floats = npt.NDArray[Any]
+BALANCE = 0.5
+"""Weight of the likeness to the query in `diverse`, against the likeness to what is chosen already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What a sampler may look at: c samples that may be shown with a query."""
+
+    labels: Sequence[str]
+    """The answer of each."""
+    rng: np.random.Generator
+    vectors: Floats | None = None
+    """Unit vectors [c, d]."""
+    query: Floats | None = None
+    """The query's unit vector [d]."""
+    hardness: Floats | None = None
+    """[c], such as each one's loss under the model; the higher, the harder."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+Sampler = Callable[[Candidates, int], list[int]]
+
+
+def random(candidates: Candidates, k: int) -> list[int]:
+    """k of them, all equally likely, in random order."""
+    return _ints(candidates.rng.permutation(len(candidates))[:k])
+
+
+def nearest(candidates: Candidates, k: int) -> list[int]:
+    """The k that are most like the query by cosine, the most alike first."""
+    vectors, query = _vectors(candidates, "nearest")
+    return _ints(np.argsort(-(vectors @ query), kind="stable")[:k])
+
+
+def diverse(candidates: Candidates, k: int, balance: float = BALANCE) -> list[int]:
+    """Maximal marginal relevance (Carbonell and Goldstein 1998): each time the one with the highest
+    balance * likeness to the query - (1 - balance) * greatest likeness to one that is chosen."""
+    vectors, query = _vectors(candidates, "diverse")
+    relevance = vectors @ query  # [c]
+    chosen: list[int] = []
+    free, redundancy = np.ones(len(candidates), bool), np.zeros(len(candidates))
+    while len(chosen) < min(k, len(candidates)):
+        worth = balance * relevance - (1 - balance) * redundancy
+        best = int(np.argmax(np.where(free, worth, -np.inf)))
+        like = vectors @ vectors[best]
+        redundancy = like if not chosen else np.maximum(redundancy, like)
+        chosen.append(best)
+        free[best] = False
+    return chosen
+
+
+def hard(candidates: Candidates, k: int) -> list[int]:
+    """The k hardest, the hardest first.
+
+    Raises:
+        InputError: nobody said how hard they are.
+    """
+    if candidates.hardness is None:
+        raise InputError("the sampler 'hard' without hardness", expected="one number a sample, such as its loss")
+    return _ints(np.argsort(-candidates.hardness, kind="stable")[:k])
+
+
+def balanced(candidates: Candidates, k: int) -> list[int]:
+    """k with as many of each answer as of any other, as far as there are; answers and samples in random order."""
+    rounds: dict[str, int] = {}
+    drawn = []
+    first = {label: i for i, label in enumerate(candidates.rng.permutation(sorted(set(candidates.labels))))}
+    for i in random(candidates, len(candidates)):
+        label = candidates.labels[i]
+        rounds[label] = rounds.get(label, -1) + 1
+        drawn.append((rounds[label], first[label], i))
+    return [i for _, _, i in sorted(drawn)[:k]]
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "random": random,
+    "nearest": nearest,
+    "diverse": diverse,
+    "hard": hard,
+    "balanced": balanced,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A query and what is shown before it."""
+
+    query: Sample
+    demos: tuple[Sample, ...]
+    """In the sampler's order."""
+    asked: int
+    """N as it was drawn; more than there are demos where the task has too few other pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Groups over labelled samples: `groups(i, epoch)` is the one of sample i, drawn anew in each epoch.
+
+    Raises:
+        InputError: `most` is negative, or vectors or hardness do not fit the samples.
+        UnknownNameError: no such sampler.
+        ImageError: a picture can't be read.
+    """
+
+    samples: Sequence[Sample]
+    most: int
+    """N_max."""
+    sampler: str = "random"
+    vectors: Floats | None = None
+    """[n, d], of any length."""
+    hardness: Floats | None = None
+    """[n]."""
+    seed: int = 0
+    near: int | None = THRESHOLD
+    """Bits for `data.splits.near_duplicate_groups`; None keeps only equal pictures apart, as a fixed camera needs."""
+    _kin: npt.NDArray[np.intp] = field(init=False, repr=False)  # [n] number of the set of like pictures
+    _tasks: npt.NDArray[Any] = field(init=False, repr=False)  # [n]
+    _told: list[str] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        n = len(self.samples)
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        if self.most < 0:
+            raise InputError(f"most={self.most}", expected="0 or more demonstrations")
+        for name, rows in (("vectors", self.vectors), ("hardness", self.hardness)):
+            if rows is not None and len(rows) != n:
+                raise InputError(f"{len(rows)} rows of {name}", expected=f"{n}, one a sample")
+        kin = np.zeros(n, np.intp)
+        for number, members in enumerate(sample_groups(self.samples, self.near)):
+            kin[members] = number
+        object.__setattr__(self, "_kin", kin)
+        object.__setattr__(self, "_tasks", np.array([*(s.task for s in self.samples), None], object)[:-1])
+        if self.vectors is not None:
+            lengths = np.linalg.norm(self.vectors, axis=1, keepdims=True)
+            object.__setattr__(self, "vectors", self.vectors / np.maximum(lengths, 1e-12))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __call__(self, index: int, epoch: int = 0) -> Group:
+        """The group whose query is sample `index`; the same for the same seed, index and epoch."""
+        rng = np.random.default_rng([self.seed, epoch, index])
+        asked = int(rng.integers(0, self.most + 1))
+        others = np.flatnonzero((self._tasks == self._tasks[index]) & (self._kin != self._kin[index]))
+        candidates = Candidates(
+            labels=[answer_text(self.samples[int(i)]) for i in others],
+            rng=rng,
+            vectors=None if self.vectors is None else self.vectors[others],
+            query=None if self.vectors is None else self.vectors[index],
+            hardness=None if self.hardness is None else self.hardness[others],
+        )
+        chosen = SAMPLERS[self.sampler](candidates, asked) if asked else []
+        query = self.samples[index]
+        if len(chosen) < asked and query.task not in self._told:
+            self._told.append(query.task)
+            logger.warning(
+                "task %r has %d other pictures for a query, %d demonstrations were asked for: all there are are used.",
+                query.task, len(others), asked,
+            )  # fmt: skip
+        return Group(query=query, demos=tuple(self.samples[int(others[i])] for i in chosen), asked=asked)
+
+
+def answer_text(sample: Sample) -> str:
+    """The text of a labelled sample's answer.
+
+    Raises:
+        DataError: it has none.
+    """
+    if sample.answer is None:
+        raise DataError("a sample without an answer", expected="labelled ones", where=sample.where or sample.id)
+    return message_text(sample.answer)
+
+
+def in_front(messages: Sequence[Message], parts: Sequence[Part]) -> tuple[Message, ...]:
+    """The conversation with `parts` (pictures and text) at the head of the last message that has a picture.
+
+    Boxes still belong to the pictures they belonged to. Without a picture nothing changes.
+    """
+    pictured = [i for i, m in enumerate(messages) if any(isinstance(p, ImagePart) for p in m.parts)]
+    if not pictured:
+        return tuple(messages)
+    at, added = pictured[-1], sum(isinstance(p, ImagePart) for p in parts)
+    before = sum(isinstance(p, ImagePart) for m in messages[:at] for p in m.parts)
+
+    def moved(part: Part) -> Part:
+        behind = isinstance(part, BoxPart) and part.image >= before
+        return replace(part, image=part.image + added) if isinstance(part, BoxPart) and behind else part
+
+    done = [replace(m, parts=tuple(map(moved, m.parts))) for m in messages]
+    done[at] = replace(done[at], parts=(*parts, *done[at].parts))
+    return tuple(done)
+
+
+def _vectors(candidates: Candidates, name: str) -> tuple[Floats, Floats]:
+    if candidates.vectors is None or candidates.query is None:
+        raise InputError(f"the sampler {name!r} without feature vectors", expected="vectors [n, d], one a sample")
+    return candidates.vectors, candidates.query
+
+
+def _ints(indices: npt.NDArray[Any]) -> list[int]:
+    return [int(i) for i in indices]
