@@ -196,8 +196,8 @@ def load(
     _same_base({**wanted, **exported}, found, path)
     frontend_config, names, configs = _parts(path, settings)
     if (path / TOWER).is_dir() and frontend_config.towers:
-        found = [(path / TOWER / str(i), one) for i, one in enumerate(frontend_config.towers)]
-        own = tuple(dataclasses.replace(one, tower=str(p)) if p.is_dir() else one for p, one in found)
+        there = [(path / TOWER / str(i), one) for i, one in enumerate(frontend_config.towers)]
+        own = tuple(dataclasses.replace(one, tower=str(p)) if p.is_dir() else one for p, one in there)
         frontend_config = dataclasses.replace(frontend_config, towers=own)
     elif (path / TOWER).is_dir():
         frontend_config = dataclasses.replace(frontend_config, tower=str(path / TOWER))

@@ -53,8 +53,8 @@ def _values(source: Any) -> tuple[dict[str, Any], list[nn.Module | None]]:
         if "towers" in values:
             listed, objects = _listed(values["towers"])
             return {**values, "towers": listed}, objects
-        given = values.get("tower")
-        return {**values, "tower": _name(given) if given is not None else ""}, [_object(given)]
+        given = values.get("tower", "")
+        return {**values, "tower": _name(given)}, [_object(given)]
     if isinstance(source, Sequence) and not isinstance(source, str):
         listed, objects = _listed(source)
         return {"towers": listed}, objects
@@ -93,12 +93,13 @@ def make_towers(
         BaseMismatchError: the config was made for a tower with other weights.
         UnsupportedError, AssetError, StoreError: see `build_tower`.
     """
-    towers, found = [], []
+    towers: list[Tower] = []
+    found: list[dict[str, Any]] = []
     for wanted, given in zip(config.all_towers, objects, strict=True):
         tower = build_tower(
             wanted.tower if given is None else given, wanted.input_size, layer=wanted.layer, post_norm=wanted.post_norm
         )
-        if tower.cls != (config.cls and not tower.queries):
+        if tower.cls != (config.cls_token and not tower.queries):
             tower = copy.copy(tower)  # the given object may serve another front-end
             tower.cls = not tower.cls
         tower.encode_batch, tower.frozen = config.encode_batch, not config.train_tower

@@ -219,7 +219,8 @@ class FeatureCache:
         found: dict[str, Tensor] = {}
         images = [open_image(one.source) for one in part]
         for number, tower in enumerate(self.towers):
-            keys, pixels = [], []
+            keys: list[str] = []
+            pixels: list[Tensor] = []
             for one, image in zip(part, images, strict=True):
                 views = {v: k for (t, v), k in one.keys.items() if t == number and k not in there and k not in found}
                 keys += views.values()

@@ -13,7 +13,7 @@ from tsugiki.vision.tower import ENCODE_BATCH
 from tsugiki.vision.views import Views
 
 ALIGN = ("repeat", "bilinear")
-_LATER = ("towers", "views", "reduce_crops", "raster", "align", "cls", "marks", "places", "box_text", "post_norm")
+_LATER = ("towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "places", "box_text", "post_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class FrontEndConfig:
     """(h, w) that the grids of a mix are aligned to; None = the largest of them."""
     align: str = "repeat"
     """repeat | bilinear: how a grid comes to the raster; repeat needs a whole factor."""
-    cls: bool = False
+    cls_token: bool = False
     """Keep a token for the whole view before its cells: the tower's CLS, or the mean over cells where it has none."""
     marks: bool | None = None
     """A learned vector before and one behind every view; None = with several towers or views."""
@@ -128,9 +128,9 @@ class FrontEndConfig:
                 "train_tower with several towers or views", expected="towers that stay frozen",
                 fix="Set train_tower to False.", where="front-end",
             )  # fmt: skip
-        if self.mixed and self.projector == "pixel_unshuffle" and (self.cls or self.reduce_crops):
+        if self.mixed and self.projector == "pixel_unshuffle" and (self.cls_token or self.reduce_crops):
             raise InputError(
-                f"projector='pixel_unshuffle' with {'cls' if self.cls else 'reduce_crops'}",
+                f"projector='pixel_unshuffle' with {'cls_token' if self.cls_token else 'reduce_crops'}",
                 expected="a projector that makes one token of each cell",
                 fix="Use linear_norm, linear or mlp, or leave that setting out.",
                 where="front-end",
@@ -139,7 +139,7 @@ class FrontEndConfig:
     @property
     def mixed(self) -> bool:
         """Whether there is more than the cells of one tower's view of the whole square."""
-        return bool(self.towers) or self.views != "global" or self.cls or bool(self.marks)
+        return bool(self.towers) or self.views != "global" or self.cls_token or bool(self.marks)
 
     @property
     def marked(self) -> bool:

@@ -99,7 +99,7 @@ class FrontEnd(nn.Module):
     @property
     def towers(self) -> tuple[Tower, ...]:
         """All towers, in the order in which their features are mixed."""
-        return (self.tower, *self.more_towers)  # type: ignore[arg-type]
+        return (self.tower, *self.more_towers)
 
     @property
     def views(self) -> Views:
@@ -224,7 +224,7 @@ class FrontEnd(nn.Module):
     def trainable_state(self) -> dict[str, Tensor]:
         """What is saved: projector, positions, a mix's own, places, and the tower if it trains. Detached, not
         copied."""
-        saved = {"projector": self.projector, "mix": self.mix, "places": self.places}
+        saved: dict[str, nn.Module | None] = {"projector": self.projector, "mix": self.mix, "places": self.places}
         if self.config.train_tower:
             saved["tower"] = self.tower
         found = [(name, part) for name, part in saved.items() if part is not None]

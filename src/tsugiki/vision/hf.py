@@ -56,7 +56,7 @@ class HFBackbone(nn.Module):
             states: Tensor = self.model(pixel_values, **extra).last_hidden_state
         else:
             states = self.model(pixel_values, output_hidden_states=True, **extra).hidden_states[self.layer]
-        return states if self._norm is None else self.model.get_submodule(self._norm)(states)  # type: ignore[no-any-return]
+        return states if self._norm is None else self.model.get_submodule(self._norm)(states)
 
     def _patches(self, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """[N, 3, S, S] -> [N, h * w, p * p * 3] for models with free aspect ratio (SigLIP 2 NaFlex)."""
@@ -72,9 +72,9 @@ class HFBackbone(nn.Module):
 
 def _clip_norm(model: nn.Module) -> str:
     """Name of CLIP's last LayerNorm, which transformers applies to the CLS token alone."""
-    kind = getattr(model.config, "model_type", "")
+    config: Any = model.config
     found = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "post_layernorm"]
-    if not found or not str(kind).startswith("clip"):
+    if not found or not config.model_type.startswith("clip"):
         raise UnsupportedError(
             f"post_norm for {type(model).__name__}", expected="a CLIP vision model", fix="Leave post_norm out."
         )

@@ -103,7 +103,8 @@ def resized(cells: Tensor, grid: Grid, to: Grid) -> Tensor:
     """Bilinear, corners not aligned: [K, h * w, V] -> [K, h' * w', V]; halving is the mean of 2 x 2 cells."""
     # In fp32: interpolation in fp16 is missing on some CPUs, and its rounding would depend on the device.
     maps = cells.float().transpose(1, 2).unflatten(2, grid)
-    return F.interpolate(maps, size=to, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2).to(cells)
+    found: Tensor = F.interpolate(maps, size=to, mode="bilinear", align_corners=False)
+    return found.flatten(2).transpose(1, 2).to(cells)
 
 
 class Mix(nn.Module):
@@ -124,7 +125,12 @@ class Mix(nn.Module):
 
     def __init__(self, config: FrontEndConfig, sources: Sequence[Source], out_width: int) -> None:
         super().__init__()
-        self.sources, self.views, self.cls, self.align = tuple(sources), Views(config.views), config.cls, config.align
+        self.sources, self.views, self.cls, self.align = (
+            tuple(sources),
+            Views(config.views),
+            config.cls_token,
+            config.align,
+        )
         self.raster = raster_of(self.sources, config.raster, config.align)
         self.crop_raster = self.raster
         if config.reduce_crops:

@@ -12,7 +12,7 @@ CLIP = {"tower": "openai/clip-vit-large-patch14", "input_size": 224, "post_norm"
 CONVNEXT = {"tower": "timm/convnext_xxlarge.clip_laion2b_soup", "input_size": 256}  # needs timm
 DINOV2 = {"tower": "facebook/dinov2-giant", "input_size": 224}
 QFORMER = {"tower": "Salesforce/blip2-opt-2.7b", "input_size": 224}
-_FORM: dict[str, Any] = {"projector": "linear_norm", "cls": True, "marks": True, "align": "repeat"}
+_FORM: dict[str, Any] = {"projector": "linear_norm", "cls_token": True, "marks": True, "align": "repeat"}
 _FOUR: dict[str, Any] = {"towers": [CLIP, CONVNEXT, DINOV2, QFORMER], **_FORM}
 _TWO: dict[str, Any] = {"towers": [{**CONVNEXT, "input_size": 512}, DINOV2], **_FORM}
 

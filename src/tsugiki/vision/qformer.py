@@ -21,16 +21,18 @@ class QFormerBackbone(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model: Any = model
+        config: Any = model.config
+        self.model = model
         self.identity = "QFormer"
         self.patch_size: int | None = None  # of no use: queries are no grid
-        self.trained_size = int(self.model.config.vision_config.image_size)
+        self.trained_size = int(config.vision_config.image_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         extra = {"interpolate_pos_encoding": True} if pixel_values.shape[-1] != self.trained_size else {}
-        states = self.model.vision_model(pixel_values, **extra).last_hidden_state
-        queries = self.model.query_tokens.expand(len(states), -1, -1).to(states)
-        read: Tensor = self.model.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
+        model: Any = self.model
+        states = model.vision_model(pixel_values, **extra).last_hidden_state
+        queries = model.query_tokens.expand(len(states), -1, -1).to(states)
+        read: Tensor = model.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
         return read
 
 
