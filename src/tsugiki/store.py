@@ -24,7 +24,7 @@ from tsugiki import assets, build, grafts, identity
 from tsugiki.card import card
 from tsugiki.data.files import atomic_folder, atomic_write, sha256_file
 from tsugiki.decoder import DecoderSpec, is_peft
-from tsugiki.errors import BaseMismatchError, StoreError, UnsupportedError
+from tsugiki.errors import BaseMismatchError, InputError, StoreError, UnsupportedError
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.vision.frontend import FrontEnd, FrontEndConfig
 
@@ -275,7 +275,7 @@ def _parts(path: Path, settings: Mapping[str, Any]) -> tuple[FrontEndConfig, lis
         names = [str(g["name"]) for g in settings["grafts"]]
         configs = [grafts.load(g["name"]).Config(**g["config"]) for g in settings["grafts"]]
         return FrontEndConfig.from_dict(settings["frontend"]), names, configs
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, InputError) as error:
         raise StoreError(
             f"its settings can't be used ({type(error).__name__}: {error})",
             expected="those that model.save wrote",

@@ -53,7 +53,7 @@ def _values(source: Any) -> tuple[dict[str, Any], list[nn.Module | None]]:
         if "towers" in values:
             listed, objects = _listed(values["towers"])
             return {**values, "towers": listed}, objects
-        given = values.get("tower", "")
+        given: Any = values.get("tower", "")
         return {**values, "tower": _name(given)}, [_object(given)]
     if isinstance(source, Sequence) and not isinstance(source, str):
         listed, objects = _listed(source)
@@ -67,7 +67,7 @@ def _listed(towers: Sequence[Any]) -> tuple[list[Any], list[nn.Module | None]]:
     listed: list[Any] = []
     objects: list[nn.Module | None] = []
     for given in towers:
-        inner = given.get("tower") if isinstance(given, Mapping) else given
+        inner = given.get("tower", "") if isinstance(given, Mapping) else given
         objects.append(_object(inner))
         if isinstance(given, Mapping):
             listed.append({**given, "tower": _name(inner)})

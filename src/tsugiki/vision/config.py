@@ -36,6 +36,8 @@ class TowerConfig:
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
+        if not self.tower:
+            raise InputError("a tower without a name", expected="`tower` in each of `towers`", where="front-end")
         if self.grid is not None:
             object.__setattr__(self, "grid", tuple(self.grid))
 

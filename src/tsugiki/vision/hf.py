@@ -78,7 +78,7 @@ def _clip_norm(model: nn.Module) -> str:
         raise UnsupportedError(
             f"post_norm for {type(model).__name__}", expected="a CLIP vision model", fix="Leave post_norm out."
         )
-    return found[0]
+    return str(found[0])
 
 
 def is_hf(module: nn.Module) -> bool:

@@ -93,7 +93,7 @@ def aligned(cells: Tensor, grid: Grid, raster: Grid, align: str) -> Tensor:
         return cells
     if align == "bilinear":
         return resized(cells, grid, raster)
-    blocks = cells.unflatten(1, grid)
+    blocks: Tensor = cells.unflatten(1, grid)
     for dim, (had, wanted) in enumerate(zip(grid, raster, strict=True), start=1):
         blocks = blocks.repeat_interleave(wanted // had, dim=dim)
     return blocks.flatten(1, 2)
