@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tsugiki.errors import InputError, StoreError
 from tsugiki.types import VisualTokens
-from tsugiki.vision._making import config_of, make_towers
+from tsugiki.vision.making import config_of, make_towers
 from tsugiki.vision.config import FrontEndConfig, TowerConfig
 from tsugiki.vision.mix import Mix, Source
 from tsugiki.vision.packing import Packing, ViewTransform, facts_of
