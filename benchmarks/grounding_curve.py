@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from _results import write
+from boxes import SHORT
 
 from tsugiki import assets, build
 from tsugiki.data import schema
@@ -61,6 +62,9 @@ def main() -> None:
     parser.add_argument("--method", default="projector")
     parser.add_argument("--recipe", default=None, help="None: the method's own.")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="Changes of the recipe.")
+    parser.add_argument(
+        "--places", type=int, default=1, help="Boxes that the reader finds; 0: none, and plain box text."
+    )
     parser.add_argument("--input-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -70,11 +74,12 @@ def main() -> None:
     fetch_tower(VISION)
     plan = recipes.load(given.recipe or build.preset(given.method).recipe)
     options: dict[str, Any] = plan.model.options if plan.model.grafts == (given.method,) else {}
+    seeing = {"places": given.places, "box_text": SHORT} if given.places else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def fresh() -> Any:
         torch.manual_seed(given.seed)
-        return build_model(BASE, given.method, VISION, input_size=given.input_size, device=device, **options)
+        return build_model(BASE, given.method, VISION, input_size=given.input_size, device=device, **seeing, **options)
 
     name = f"grounding-curve-{Path(given.data).stem}-{given.method}"
     result = grounding_curve(
@@ -102,7 +107,8 @@ def main() -> None:
         for score in result.scores
     ]
     notes = [
-        f"{given.data}; {given.method}, {given.steps} steps of {given.batch_size}, {given.folds} folds: every picture"
+        f"{given.data}; {given.method}, {given.steps} steps of {given.batch_size}, {given.folds} folds,"
+        f" {given.places} places: every picture"
         f" is asked about once, by a graft that learned from the other folds; {device}.",
         "The interval is over pictures, with the grafts as trained; the folds' own figures and their standard deviation"
         " have what another draw of training pictures changes.",

@@ -10,7 +10,9 @@ import atexit
 import os
 import pickle
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,8 +172,13 @@ def join(plan: Recipe, out: Path) -> Processes:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    # Together: a process whose peer has left while it is closing its connections can die of it.
+    with suppress(Exception):  # of one that failed; the others' own errors are what counts
+        if dist.get_backend() == "gloo":
+            dist.monitored_barrier(timeout=timedelta(seconds=5))
+    dist.destroy_process_group()
 
 
 def _portable(error: Exception | None) -> Exception | None:
