@@ -143,7 +143,7 @@ def table() -> None:
         rows += [row(found[name], found.get(better, {}), better) for name in ARMS if name in found]
     notes = [
         f"Fabric: three classes, {LABELS} labels, {ASKED} other photographs asked. Scenes: one pictogram of {NAMES} on"
-        f" 448 px, {PICTURES} pictures to learn from, {ASKED} in unseen renderings asked; the most likely of all names.",
+        f" 448 px, {PICTURES} pictures to learn from, {ASKED} in unseen renderings asked; the likeliest of all names.",
         f"Steps of {BATCH}: {STEPS}; rate {RATE}, warm start, LLM frozen; towers at {SIZE} px, views: the whole square"
         " and 2 x 2 crops. The better tower is the single one with the higher accuracy on the same questions, which"
         " favours it.",

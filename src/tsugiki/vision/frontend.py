@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tsugiki.errors import InputError, StoreError
 from tsugiki.types import VisualTokens
-from tsugiki.vision.making import config_of, make_towers
 from tsugiki.vision.config import FrontEndConfig, TowerConfig
+from tsugiki.vision.making import config_of, make_towers
 from tsugiki.vision.mix import Mix, Source
 from tsugiki.vision.packing import Packing, ViewTransform, facts_of
 from tsugiki.vision.places import Places
