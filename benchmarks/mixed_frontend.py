@@ -9,6 +9,7 @@ Every arm: the same pictures, questions, batches, steps and rates, warm start, a
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def data(task: str, seed: int, folder: Path) -> tuple[list[Sample], list[Sample]
     assets.fetch("fabric")
     if task == "fabric":
         learn, rest = fabric.draw(seed, LABELS)
-        return learn, rest[:ASKED]
+        return learn, random.Random(seed).sample(rest, ASKED)
     assets.fetch("openmoji")
     common: dict[str, Any] = {"pictograms": NAMES, "languages": ("en",), "objects": (1, 1), "options": None}
     common |= {"tasks": ["naming"], "forms": ["short"], "size": 448}

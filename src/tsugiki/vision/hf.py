@@ -13,11 +13,11 @@ import yaml
 from torch import Tensor, nn
 
 from tsugiki.errors import AssetError, StoreError, TsugikiError, UnsupportedError
-from tsugiki.vision import qformer
+from tsugiki.vision import blip2
 from tsugiki.vision.tower import Tower
 
 # Parts of keys that may be missing in a checkpoint: heads and text parts are not read.
-_UNREAD = ("pooler", "head", "text", qformer.HEAD)
+_UNREAD = ("pooler", "head", "text", blip2.HEAD)
 
 
 class HFBackbone(nn.Module):
@@ -123,7 +123,7 @@ def _loader(name: str) -> Any:
     """The class that reads a checkpoint's vision part: of BLIP-2, without its LLM."""
     from transformers import AutoConfig, AutoModel
 
-    return qformer.loader() if AutoConfig.from_pretrained(name).model_type == qformer.MODEL_TYPE else AutoModel
+    return blip2.loader() if AutoConfig.from_pretrained(name).model_type == blip2.MODEL_TYPE else AutoModel
 
 
 def from_model(model: nn.Module, input_size: int | None, layer: int = -1, post_norm: bool = False) -> Tower:
@@ -141,8 +141,8 @@ def from_model(model: nn.Module, input_size: int | None, layer: int = -1, post_n
 
 def _tower(model: nn.Module, name: str, input_size: int | None, layer: int, post_norm: bool) -> Tower:
     backbone: Any
-    if queries := qformer.is_qformer(model):
-        backbone = qformer.QFormerBackbone(model)
+    if queries := blip2.is_qformer(model):
+        backbone = blip2.QFormerBackbone(model)
     else:
         backbone = HFBackbone(model, layer, post_norm)
     processor = _processor(name, model)
@@ -163,8 +163,8 @@ def _tower(model: nn.Module, name: str, input_size: int | None, layer: int, post
 
 def _vision_part(model: nn.Module, name: str) -> nn.Module:
     """The model itself, or the part of a two-tower model (CLIP, SigLIP) that carries its vision config."""
-    if qformer.is_qformer(model):
-        return qformer.without_llm(model)
+    if blip2.is_qformer(model):
+        return blip2.without_llm(model)
     config: Any = model.config
     inner = getattr(config, "vision_config", None)
     if inner is not None:
