@@ -84,7 +84,8 @@ def attach(
     Args:
         llm: a causal LM of transformers, or a model that `attach` returned.
         name: one of `tsugiki.methods()`.
-        vision: a hub id, a local folder, an asset's name, a tower object, or a FrontEndConfig.
+        vision: a hub id, a local folder, an asset's name, a tower object, a FrontEndConfig or a dict of its fields, or
+            a list of towers, which are mixed.
         tokenizer: the LLM's own; looked up by the LLM's name where it is left out.
         options: settings of the front-end and of the graft, by field name.
 
@@ -114,12 +115,7 @@ def attach(
     # The identity is taken first: it is the base as it was handed over.
     base = identity.source_identity(llm, tokenizer) | _asset(llm)
     decoder = DecoderSpec(llm)
-    frontend = FrontEnd.build(
-        _frontend_config(vision, rest),
-        hidden_size=decoder.embedding_size,
-        embedding_rms=decoder.embedding_rms(),
-        tower=vision if isinstance(vision, nn.Module) else None,
-    )
+    frontend = FrontEnd.build(vision, hidden_size=decoder.embedding_size, embedding_rms=decoder.embedding_rms(), **rest)
     if frontend.places is not None:
         frontend.places.take_glyphs(tokenizer, decoder.embed)
     return build(llm, tokenizer, frontend, names, configs, base)
@@ -147,9 +143,9 @@ def build(
     )
     parts = _made(names, configs, decoder)
     _follow(parts, llm)
-    frontend.projector.to(llm.device)
-    if frontend.places is not None:
-        frontend.places.to(llm.device)
+    for own in (frontend.projector, frontend.mix, frontend.places):
+        if own is not None:
+            own.to(llm.device)
     return TsugikiForConditionalGeneration(config, llm, frontend, parts, tokenizer)
 
 
@@ -230,20 +226,20 @@ def _graft_configs(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[l
 
 
 def _check_rest(rest: Mapping[str, Any], names: Sequence[str], *, frontend: bool) -> None:
-    found = {"tower", "grid", "width", "licence", "tower_sha256", "fingerprint"}  # the tower says these itself
+    found = {
+        "tower",
+        "towers",
+        "grid",
+        "width",
+        "licence",
+        "tower_sha256",
+        "fingerprint",
+    }  # the tower says these itself
     known = {f.name for f in dataclasses.fields(FrontEndConfig)} - found if frontend else set()
     for name in rest:
         if name not in known:
             fields = {f.name for n in names for f in dataclasses.fields(grafts.load(n).Config)}
             raise UnknownNameError("setting", name, known | fields or {"(none)"}, where=f"attach({', '.join(names)})")
-
-
-def _frontend_config(vision: Any, options: Mapping[str, Any]) -> FrontEndConfig:
-    if isinstance(vision, FrontEndConfig):
-        return dataclasses.replace(vision, **options)
-    if isinstance(vision, nn.Module):
-        return FrontEndConfig(tower=str(getattr(vision, "name", type(vision).__name__)), **options)
-    return FrontEndConfig(tower=str(vision), **options)
 
 
 def tokenizer_of(llm: PreTrainedModel) -> Any:
@@ -275,9 +271,7 @@ def placeholder(tokenizer: Any, rows: int) -> int:
 def describe(model: TsugikiForConditionalGeneration) -> str:
     """What hooks where, what trains, and what is promised."""
     base = model.base_identity
-    lines = [
-        f"{type(model.language_model).__name__} ({base.get('name', '?')}) with eyes: {model.frontend.config.tower}"
-    ]
+    lines = [f"{type(model.language_model).__name__} ({base.get('name', '?')}) with eyes: {model.frontend.config.name}"]
     lines.append(f"  front-end   {model.tokens_per_image} tokens an image, {_count(model.frontend)}")
     for graft in model.grafts:
         places = [f"{s.kind} {s.name}".strip() for s in graft.sites(model.decoder)]  # type: ignore[operator]

@@ -24,8 +24,8 @@ _PROMISES = {
 def card(model: TsugikiForConditionalGeneration, settings: Mapping[str, Any], size: int) -> str:
     """Markdown text; `size` is that of the weights' file in bytes."""
     base, facts = settings["base_identity"], settings["tsugiki"]
-    tower = model.frontend.tower
-    rows = [("base LLM", base.get("name", "?"), _licence(base)), ("vision tower", tower.name, tower.licence)]
+    rows = [("base LLM", base.get("name", "?"), _licence(base))]
+    rows += [("vision tower", tower.name, tower.licence) for tower in model.frontend.towers]
     for graft in model.grafts:
         said = claims(graft)  # type: ignore[arg-type]
         rows.append((f"graft `{graft.name}`", said["paper"] or "", "this file's own licence"))
@@ -54,8 +54,8 @@ tags: [tsugiki, {", ".join(str(g.name) for g in model.grafts)}]
 * Weights in this folder: {size / 1e6:.1f} MB; {
         "the LLM's are included" if settings.get("llm_trained") else "the LLM's are not"
     }.
-* The tower sees the whole picture in a padded square of {model.frontend.tower.input_size} px (no centre crop);
-  {model.tokens_per_image} tokens an image.
+* {_seen(model)} (no centre crop);
+  {model.tokens_per_image} tokens an image{"" if model.frontend.views.count == 1 else " without padding"}.
 * Boxes are written in parts of that square, {codec.write((0, 0, 0, 0))} to {codec.write((codec.steps,) * 4)}{places}.
 * Base: SHA-256 over its tensors `{base.get("tensors_sha256", "?")}`{_gguf(base)}.
 * Graft: SHA-256 `{facts["graft_sha256"]}`.
@@ -67,6 +67,14 @@ model = tsugiki.load("this/folder")
 print(model.chat("What is in the picture?", images=["photo.jpg"]))
 ```
 """
+
+
+def _seen(model: TsugikiForConditionalGeneration) -> str:
+    sizes = [str(tower.input_size) for tower in model.frontend.towers]
+    who = "The tower sees" if len(sizes) == 1 else "The towers see"
+    n = model.frontend.views.side
+    crops = "" if n == 1 else f", and {n} x {n} crops of that square at the same size"
+    return f"{who} the whole picture in a padded square of {', '.join(sizes)} px{crops}"
 
 
 def _licence(base: Mapping[str, Any]) -> str:

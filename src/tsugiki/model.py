@@ -285,8 +285,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """pixel_values [N, 3, S, S] -> `.pooler_output`: a list of N tensors [M, D]."""
-        tokens = self.frontend(pixel_values=pixel_values).tokens
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=list(tokens))  # type: ignore[arg-type]
+        visual = self.frontend(pixel_values=pixel_values)
+        return BaseModelOutputWithPooling(last_hidden_state=visual.tokens, pooler_output=visual.each)
 
     def forward(
         self,
@@ -317,6 +317,7 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             attention_mask: int64 [B, past + T], 1 = real; or whatever the LLM takes.
             token_kind, image_index: int64 [B, T] from the processor or collator; without images leave them out.
             pixel_values: float [N, 3, S, S]; or `vision_features` [N, P, V], the tower's cached output; or `visual`.
+                Of a mixed front-end both are [N, E].
             labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
             cache, past_key_values: two names of the same.
             branch: int64 [B], numbers of `types.BRANCHES`, or one name: the path of each row through the grafts. None:

@@ -15,12 +15,13 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from tsugiki.configuration import TsugikiConfig
 from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.collate import Collator, Item
+from tsugiki.data.images import image_size
 from tsugiki.data.prompt import Encoded, parts_from_text
 from tsugiki.errors import PromptError
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart, register_branch
-from tsugiki.vision.frontend import FrontEndConfig
-from tsugiki.vision.views import extended, mean_colour, padded_square, to_pixels
+from tsugiki.vision.frontend import FrontEnd, FrontEndConfig
+from tsugiki.vision.packing import tokens_of, transform_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,9 @@ class TsugikiProcessor(ProcessorMixin):
 
     Args:
         tokenizer: the LLM's own, untouched.
-        transform: picture to pixels [3, S, S].
+        transform: picture to pixels [3, S, S], or to one row for several towers or views.
+        tokens_per_image: visual tokens of a picture, the most where the number depends on its shape.
+        tokens_of: (width, height) to that number, where it does.
         codec: how boxes are written; None = three decimals.
     """
 
@@ -48,6 +51,7 @@ class TsugikiProcessor(ProcessorMixin):
         *,
         transform: Callable[[Image.Image], Tensor],
         tokens_per_image: int,
+        tokens_of: Callable[[tuple[int, int]], int] | None = None,
         placeholder_id: int,
         image_kind: int,
         max_length: int | None,
@@ -58,6 +62,7 @@ class TsugikiProcessor(ProcessorMixin):
         self.tokenizer = tokenizer
         self.transform = transform
         self.tokens_per_image = tokens_per_image
+        self.tokens_of = tokens_of
         self.image_token_id = placeholder_id
         self.image_kind = image_kind
         self.max_length = max_length
@@ -74,6 +79,7 @@ class TsugikiProcessor(ProcessorMixin):
             model.tokenizer,
             transform=model.frontend.transform,
             tokens_per_image=model.tokens_per_image,
+            tokens_of=model.frontend.tokens_of if model.splices and model.frontend.views.count > 1 else None,
             placeholder_id=model.placeholder_id,
             image_kind=IMAGE if model.splices else TAG,
             max_length=getattr(model.language_model.config, "max_position_embeddings", None),
@@ -95,17 +101,11 @@ class TsugikiProcessor(ProcessorMixin):
 
         settings = settings_of(folder)
         facts = settings["tsugiki"]["processor"]
-        mean, std = (tuple(v) for v in facts["normalise"])
-
-        def transform(image: Image.Image) -> Tensor:
-            size, colour = facts["input_size"], mean_colour(mean)
-            view = padded_square(image, facts.get("view_size", size), colour)
-            return to_pixels(extended(view, size, colour), mean, std)
-
         return cls(
             tokenizer if tokenizer is not None else base_tokenizer(folder, base),
-            transform=transform,
+            transform=transform_of(facts),
             tokens_per_image=facts["tokens_per_image"],
+            tokens_of=tokens_of(facts) if facts["tokens_per_image"] > 1 else None,
             placeholder_id=settings["placeholder_id"],
             image_kind=facts["image_kind"],
             max_length=facts["max_length"],
@@ -114,12 +114,10 @@ class TsugikiProcessor(ProcessorMixin):
             codec=FrontEndConfig.from_dict(settings["frontend"]).codec(),
         )
 
-    def facts(self, tower: Any) -> dict[str, Any]:
+    def facts(self, frontend: FrontEnd) -> dict[str, Any]:
         """What a saved graft stores, so that `from_pretrained` needs no model."""
         return {
-            "normalise": [list(v) for v in tower.normalise],
-            "input_size": tower.input_size,
-            "view_size": tower.view_size,
+            **frontend.facts(),
             "tokens_per_image": self.tokens_per_image,
             "image_kind": self.image_kind,
             "max_length": self.max_length,
@@ -133,6 +131,7 @@ class TsugikiProcessor(ProcessorMixin):
             self.tokenizer,
             placeholder_id=self.image_token_id,
             tokens_per_image=self.tokens_per_image,
+            tokens_of=self.tokens_of,
             image_kind=self.image_kind,
             transform=None if features is not None else self.transform,
             features=features,
@@ -213,13 +212,17 @@ class TsugikiProcessor(ProcessorMixin):
         count = 0
         for part in parts:
             if isinstance(part, ImagePart):
-                new, kind, image = [self.image_token_id] * self.tokens_per_image, self.image_kind, count
+                size = image_size(part.source) if self.tokens_of is not None else None
+                new, kind, image = [self.image_token_id] * self._tokens(size), self.image_kind, count
                 count += 1
             else:
                 assert isinstance(part, TextPart)
                 new, kind, image = self.tokenizer(part.text, add_special_tokens=False)["input_ids"], TEXT, -1
             ids, kinds, images = ids + new, kinds + [kind] * len(new), images + [image] * len(new)
         return Encoded(ids, kinds, images, question=[int(k == TEXT) for k in kinds] if self.question else None)
+
+    def _tokens(self, size: tuple[int, int] | None) -> int:
+        return self.tokens_per_image if self.tokens_of is None or size is None else self.tokens_of(size)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
         return self.tokenizer.batch_decode(*args, **kwargs)
@@ -228,9 +231,9 @@ class TsugikiProcessor(ProcessorMixin):
         return self.tokenizer.decode(*args, **kwargs)
 
     def _get_num_multimodal_tokens(self, image_sizes: Sequence[Any] | None = None, **_: Any) -> dict[str, list[int]]:
-        """Tokens and patches of images of the given sizes: always the same, every tower sees the whole square."""
-        n = len(image_sizes or ())
-        return {"num_image_tokens": [self.tokens_per_image] * n, "num_image_patches": [1] * n}
+        """Tokens and patches of images of the given sizes (height, width)."""
+        sizes = [(int(width), int(height)) for height, width in image_sizes or ()]
+        return {"num_image_tokens": [self._tokens(size) for size in sizes], "num_image_patches": [1] * len(sizes)}
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
         """Nothing to write: the saved graft's config and the base's tokenizer say all."""

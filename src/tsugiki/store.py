@@ -24,7 +24,7 @@ from tsugiki import assets, build, grafts, identity
 from tsugiki.card import card
 from tsugiki.data.files import atomic_folder, atomic_write, sha256_file
 from tsugiki.decoder import DecoderSpec, is_peft
-from tsugiki.errors import BaseMismatchError, StoreError, UnsupportedError
+from tsugiki.errors import BaseMismatchError, InputError, StoreError, UnsupportedError
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.vision.frontend import FrontEnd, FrontEndConfig
 
@@ -92,7 +92,7 @@ def _write(model: TsugikiForConditionalGeneration, work: Path, exported: Mapping
     facts = {
         "graft_sha256": graft_sha256(model),
         "guarantee": model.guarantee,
-        "processor": model.processor.facts(model.frontend.tower),
+        "processor": model.processor.facts(model.frontend),
     }
     try:
         save_file(_untied(state), work / WEIGHTS, metadata={"format": "pt"})
@@ -153,15 +153,16 @@ def export(model: TsugikiForConditionalGeneration, folder: str | Path, *, full: 
 
 def _export_tower(model: TsugikiForConditionalGeneration, folder: Path) -> None:
     """A transformers tower is written beside the graft; an asset stays a name, it comes from a package registry."""
-    tower = model.frontend.tower
-    inner = getattr(tower.backbone, "model", None)
-    if isinstance(inner, PreTrainedModel):
-        inner.save_pretrained(folder)
-        mean, std = tower.normalise
-        size = {"height": tower.input_size, "width": tower.input_size}
-        atomic_write(
-            folder / "preprocessor_config.json", json.dumps({"image_mean": mean, "image_std": std, "size": size})
-        )
+    for number, tower in enumerate(model.frontend.towers):
+        own = folder / str(number) if model.frontend.config.towers else folder
+        inner = getattr(tower.backbone, "model", None)
+        if isinstance(inner, PreTrainedModel):
+            inner.save_pretrained(own)
+            mean, std = tower.normalise
+            size = {"height": tower.input_size, "width": tower.input_size}
+            atomic_write(
+                own / "preprocessor_config.json", json.dumps({"image_mean": mean, "image_std": std, "size": size})
+            )
 
 
 def load(
@@ -178,7 +179,7 @@ def load(
         folder: a saved graft or an export.
         base: an LLM (a PeftModel too), a folder, a hub id or an asset's name; else the stored one, else `TSUGIKI_BASE`.
         tokenizer: needed only where the base is an object without source files.
-        vision: a tower object, where the graft was made with one.
+        vision: a tower object, where the graft was made with one; a list of them for several towers.
         options: for the base's `from_pretrained`, such as dtype or device_map.
 
     Raises:
@@ -194,7 +195,11 @@ def load(
     exported = (settings.get("tsugiki") or {}).get("exported") or {} if inside else {}
     _same_base({**wanted, **exported}, found, path)
     frontend_config, names, configs = _parts(path, settings)
-    if (path / TOWER).is_dir():
+    if (path / TOWER).is_dir() and frontend_config.towers:
+        there = [(path / TOWER / str(i), one) for i, one in enumerate(frontend_config.towers)]
+        own = tuple(dataclasses.replace(one, tower=str(p)) if p.is_dir() else one for p, one in there)
+        frontend_config = dataclasses.replace(frontend_config, towers=own)
+    elif (path / TOWER).is_dir():
         frontend_config = dataclasses.replace(frontend_config, tower=str(path / TOWER))
         if frontend_config.train_tower:  # exported as it was trained; the hash is that of its start
             frontend_config = dataclasses.replace(frontend_config, tower_sha256="")
@@ -270,7 +275,7 @@ def _parts(path: Path, settings: Mapping[str, Any]) -> tuple[FrontEndConfig, lis
         names = [str(g["name"]) for g in settings["grafts"]]
         configs = [grafts.load(g["name"]).Config(**g["config"]) for g in settings["grafts"]]
         return FrontEndConfig.from_dict(settings["frontend"]), names, configs
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, InputError) as error:
         raise StoreError(
             f"its settings can't be used ({type(error).__name__}: {error})",
             expected="those that model.save wrote",

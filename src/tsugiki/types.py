@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -153,7 +154,20 @@ class VisualTokens:
 
     @property
     def per_image(self) -> int:
+        """M."""
         return int(self.tokens.shape[1])
+
+    @property
+    def counts(self) -> Tensor:
+        """Real tokens of each image, int64 [N]; they come before the others."""
+        if self.mask is None:
+            return torch.full((len(self),), self.per_image, device=self.tokens.device)
+        return self.mask.sum(dim=1)
+
+    @property
+    def each(self) -> list[Tensor]:
+        """The real tokens of each image, [M_i, D]."""
+        return list(self.tokens) if self.mask is None else [t[m] for t, m in zip(self.tokens, self.mask, strict=True)]
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
@@ -172,8 +186,8 @@ class Batch:
     token_kind: Tensor | None = None  # int64 [B, T], see TOKEN_KINDS; None = text only
     image_index: Tensor | None = None  # int64 [B, T], row of the flat image list at image positions, else -1
     labels: Tensor | None = None  # int64 [B, T], -100 = no loss
-    pixel_values: Tensor | None = None  # float [N, 3, S, S], live pictures
-    vision_features: Tensor | None = None  # float [N, P, V], cached tower outputs instead of pixels
+    pixel_values: Tensor | None = None  # float [N, 3, S, S], live pictures; of a mixed front-end [N, E]
+    vision_features: Tensor | None = None  # float [N, P, V], cached tower outputs instead of pixels; or [N, E]
     steps: Tensor | None = None  # int64 [B, T], number of the answer's step at labels, -1 elsewhere; None = no marks
     step_weights: Tensor | None = None  # float32 [B, K], of each row's steps; None = all equal
     branch: Tensor | None = None  # int64 [B], see BRANCHES; None = the model has but one for pictures, or decides

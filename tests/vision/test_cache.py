@@ -16,7 +16,7 @@ import torch
 from tsugiki.data.images import open_image
 from tsugiki.errors import ImageError, InputError, StoreError, UnsupportedError
 from tsugiki.testing import TinyTower, tiny_images
-from tsugiki.vision import cache as module
+from tsugiki.vision import _entries as module
 from tsugiki.vision.cache import FeatureCache, FillProgress
 from tsugiki.vision.frontend import FrontEnd
 from tsugiki.vision.tower import build_tower
@@ -121,7 +121,7 @@ def test_least_recently_used_go_first(tmp_path: Path, pictures: list[Path]) -> N
     cache.get([pictures[0]])
     cache.get([pictures[5]])
     assert cache.size() <= 5 * size
-    there = [cache._path(cache.key(p)).exists() for p in pictures[:6]]
+    there = [cache.entries.path(cache.key(p)).exists() for p in pictures[:6]]
     assert there == [True, False, False, True, True, True]
     assert cache.get(pictures).shape[0] == 10 and cache.size() <= 5 * size
 

@@ -47,6 +47,7 @@ def check(
         settings = {
             "tokenizer": loaded.tokenizer,
             "tokens_per_image": loaded.tokens_per_image,
+            "tokens_of": loaded.processor.tokens_of,
             "view": loaded.frontend.tower.view,
             "codec": loaded.processor.codec,
             "max_length": loaded.decoder.config.max_position_embeddings,

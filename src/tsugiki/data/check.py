@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def check_file(
     limit: int = 24,
     tokenizer: Any = None,
     tokens_per_image: int = 0,
+    tokens_of: Callable[[tuple[int, int]], int] | None = None,
     max_length: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Report:
@@ -66,6 +67,7 @@ def check_file(
         limit: pictures on the sheet.
         tokenizer: the LLM's; with it every conversation is encoded, so that those too long are found.
         tokens_per_image: visual tokens of a picture.
+        tokens_of: (width, height) to that number, where it depends on them.
         max_length: the LLM's context, in tokens.
         max_pixels: larger pictures are refused.
 
@@ -77,7 +79,12 @@ def check_file(
     errors: list[InputError] = []
     longest = None if tokenizer is None else 0
     collator = Collator(
-        tokenizer, tokens_per_image=tokens_per_image, placeholder_id=0, codec=codec, max_length=max_length
+        tokenizer,
+        tokens_per_image=tokens_per_image,
+        tokens_of=tokens_of,
+        placeholder_id=0,
+        codec=codec,
+        max_length=max_length,
     )
     for item in scan_checked(path, max_pixels=max_pixels):
         if isinstance(item, InputError):

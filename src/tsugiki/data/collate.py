@@ -45,10 +45,12 @@ class Collator:
     _: KW_ONLY
     tokens_per_image: int
     placeholder_id: int
+    tokens_of: Callable[[tuple[int, int]], int] | None = None
+    """(width, height) of a picture -> its visual tokens, where not all have `tokens_per_image`."""
     transform: Callable[[Image.Image], Tensor] | None = None
-    """An open RGB picture -> float [3, S, S]."""
+    """An open RGB picture -> float [3, S, S], or one row for several towers or views."""
     features: Callable[[ImageSource], Tensor] | None = None
-    """A picture's source -> float [P, V], what the tower gives for it."""
+    """A picture's source -> float [P, V], what the tower gives for it, or one row for several towers or views."""
     codec: BoxCodec = field(default_factory=BoxCodec)
     labels: bool = True
     add_generation_prompt: bool = False
@@ -93,19 +95,20 @@ class Collator:
         return Item(self.encode(sample), sample.images, _where(sample), branch_of(sample))
 
     def encode(self, sample: Sample) -> Encoded:
-        """One sample's tokens; pictures are opened only for their size, and only where there are boxes.
+        """One sample's tokens; pictures are opened only for their size, and only where it is needed.
 
         Raises:
             PromptError: as `prompt.encode`, naming the sample.
             DataError: with labels, marks of steps that do not fit the answer.
         """
         where = _where(sample)
-        sizes = [image_size(source, where=where) for source in sample.images] if sample.boxes else []
+        needed = bool(sample.boxes) or self.tokens_of is not None
+        sizes = [image_size(source, where=where) for source in sample.images] if needed else []
         steps = marked(sample, where=where) if self.labels else ()
         encoded = encode(
             sample.messages,
             self.tokenizer,
-            tokens_per_image=self.tokens_per_image,
+            tokens_per_image=self.tokens_per_image if self.tokens_of is None else list(map(self.tokens_of, sizes)),
             placeholder_id=self.placeholder_id,
             image_kind=self.image_kind,
             sizes=sizes,

@@ -83,7 +83,7 @@ def encode(
     messages: Sequence[Message],
     tokenizer: Any,
     *,
-    tokens_per_image: int,
+    tokens_per_image: int | Sequence[int],
     placeholder_id: int,
     image_kind: int = IMAGE,
     sizes: Sequence[tuple[int, int]] = (),
@@ -100,7 +100,7 @@ def encode(
     Args:
         messages: text, image and box parts in any order and any message.
         tokenizer: of the LLM; without a chat template, "User: ...", "Assistant: ..." and the end-of-text token.
-        tokens_per_image: visual tokens of one picture.
+        tokens_per_image: visual tokens of one picture, or of each in order.
         placeholder_id: id at image positions; what counts there is the kind.
         image_kind: kind of image positions.
         sizes: (width, height) of every picture, needed where there are boxes.
@@ -128,9 +128,10 @@ def encode(
     text = render(plain, tokenizer, **form)
     spans = list(answer_spans(text, plain, tokenizer, **form)) if labels else []
     tokens: list[_Token] = []
+    each = [tokens_per_image] * count if isinstance(tokens_per_image, int) else tokens_per_image
     for start, end, image in _pieces(text, marks, where):
         if image >= 0:
-            tokens += [_Token(placeholder_id, start, end, image)] * tokens_per_image
+            tokens += [_Token(placeholder_id, start, end, image)] * each[image]
         else:
             tokens += _tokenise(tokenizer, text[start:end], start, offsets=labels or question)
     _check_length(len(tokens), count, max_length, where)

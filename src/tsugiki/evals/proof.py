@@ -210,9 +210,10 @@ def _load(against: Any, model: Any) -> Any:
     if (folder / store.CONFIG).is_file():
         settings = json.loads((folder / store.CONFIG).read_text(encoding="utf-8"))
         if settings.get("model_type") == "tsugiki":
-            tower = model.frontend.tower
-            same = (settings.get("frontend") or {}).get("tower") == tower.name  # also finds towers made from objects
-            return store.load(folder, vision=tower if same else None, dtype=llm.dtype)
+            own, stored = model.frontend, settings.get("frontend") or {}
+            there = [one.get("tower") for one in stored.get("towers") or [stored]]
+            same = there == [tower.name for tower in own.towers]  # also finds towers made from objects
+            return store.load(folder, vision=own.towers if same else None, dtype=llm.dtype)
     try:
         return _reference.load_bare(against, llm)
     except (OSError, ValueError) as error:

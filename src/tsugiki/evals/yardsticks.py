@@ -120,8 +120,8 @@ def commonest(answers: Iterable[str]) -> str | None:
 
 
 def gather(features: Any, sources: Sequence[ImageSource]) -> Tensor:
-    """Cached features [n, P, V] of pictures, from a cache (`.get`) or from a function of one picture."""
-    get = getattr(features, "get", None)
+    """Cached features [n, P, V] of pictures, from a cache (`.cells`, `.get`) or from a function of one picture."""
+    get = getattr(features, "cells", None) or getattr(features, "get", None)
     return get(sources) if get is not None else torch.stack([features(source) for source in sources])
 
 
@@ -141,7 +141,7 @@ def _features(settings: Settings, model: Any) -> Any:
     frontend = model.frontend
 
     def live(source: ImageSource) -> Tensor:
-        encoded: Tensor = frontend.encode(frontend.transform(open_image(source))[None])[0]
+        encoded: Tensor = frontend.cells(frontend.encode(frontend.transform(open_image(source))[None]))[0]
         return encoded.cpu()
 
     return live

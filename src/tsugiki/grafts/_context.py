@@ -155,7 +155,7 @@ def build(
     row_images, start = _row_images(first, images.shape[1])
     places = torch.arange(kinds.shape[1] - new, kinds.shape[1], device=kinds.device)
     visible = (start[:, None, :] <= places[None, :, None]) & (row_images >= 0)[:, None, :]  # [B, T, K]
-    offsets = _offsets(kinds, images, first, visual.per_image)[:, -new:]
+    offsets = _offsets(kinds, images, first, visual.counts.to(kinds.device))[:, -new:]
     return replace(whole, image_offset=offsets, row_images=row_images, visible=visible)
 
 
@@ -187,8 +187,8 @@ def _row_images(first: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return torch.where(start < length, order, torch.full_like(order, -1)), start
 
 
-def _offsets(kinds: Tensor, images: Tensor, first: Tensor, per_image: int) -> Tensor:
-    """Which of its image's visual tokens each image position stands for, [B, S] -> [B, S].
+def _offsets(kinds: Tensor, images: Tensor, first: Tensor, wanted: Tensor) -> Tensor:
+    """Which of its image's visual tokens each image position stands for, [B, S] -> [B, S]; an image has `wanted`, [N].
 
     Raises:
         PromptError: an image has more or fewer placeholders than visual tokens.
@@ -201,12 +201,12 @@ def _offsets(kinds: Tensor, images: Tensor, first: Tensor, per_image: int) -> Te
     counts = torch.zeros_like(first).scatter_add(1, images.clamp(min=0), spliced.long())
     # The image at the end of a prompt that is read in parts may still be going on.
     ends = torch.zeros_like(first).scatter_add(1, images[:, -1:].clamp(min=0), spliced[:, -1:].long()) > 0
-    wrong = (counts > per_image) | ((counts > 0) & (counts < per_image) & ~ends)
+    wrong = (counts > wanted) | ((counts > 0) & (counts < wanted) & ~ends)
     if bool(wrong.any()):
-        found = int(counts[wrong][0])
+        found, expected = int(counts[wrong][0]), int(wanted.expand_as(counts)[wrong][0])
         raise PromptError(
             f"the prompt holds {found} placeholders for an image",
-            expected=f"{per_image}, one for each of its visual tokens",
+            expected=f"{expected}, one for each of its visual tokens",
             fix="Prepare inputs with this model's processor.",
         )
     return offsets

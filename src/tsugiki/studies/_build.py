@@ -14,6 +14,7 @@ from transformers.utils import logging
 from tsugiki import assets, build, store
 from tsugiki.errors import InputError, UnknownNameError
 from tsugiki.vision import efficientnet
+from tsugiki.vision.making import config_of
 
 VISION = "efficientnet-lite0"
 Say = Callable[[str], None]
@@ -84,7 +85,7 @@ def build_model(
     Args:
         base: an LLM by name (see `load_llm`), or the object.
         method: one of `tsugiki.methods()`, or several, stacked in their order.
-        vision: an asset's name, a folder, a hub id, a tower object or a FrontEndConfig.
+        vision: an asset's name, a folder, a hub id, a tower object, or several of them; see `tsugiki.attach`.
         tokenizer: for an LLM given as an object.
         options: settings of the front-end and of the first method.
 
@@ -95,8 +96,10 @@ def build_model(
     for name in (first, *others):
         if name not in build.methods():  # before anything is fetched
             raise UnknownNameError("method", name, build.methods(), where="method")
-    if isinstance(vision, str | Path):
-        fetch_tower(str(vision), say)
+    config, objects = config_of(vision)
+    for tower, given in zip(config.all_towers, objects, strict=True):
+        if given is None:
+            fetch_tower(tower.tower, say)
     if isinstance(base, PreTrainedModel):
         llm = base
     else:

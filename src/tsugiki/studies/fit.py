@@ -228,12 +228,12 @@ def _chosen(done: Trained, parts: Parts, refit: bool) -> str:
 def _facts(
     data: Any, own: _own.Own, model: Any, sizes: Mapping[str, int], done: Trained, seed: int
 ) -> dict[str, object]:
-    base, tower = model.base_identity, model.frontend.tower
+    base, towers = model.base_identity, model.frontend.towers
     return {
         "data": f"{data if isinstance(data, str | Path) else 'samples'} ({own.kind})",
         **{f"samples, {name}": n for name, n in sizes.items()},
         "base LLM": f"{base.get('name', '?')} ({base.get('licence') or 'licence: see its card'})",
-        "vision tower": f"{tower.name} ({tower.licence or 'licence: see its card'})",
+        "vision tower": ", ".join(f"{t.name} ({t.licence or 'licence: see its card'})" for t in towers),
         "grafts": ", ".join(str(graft.name) for graft in model.grafts),
         "steps": done.steps,
         "seconds of training": round(done.seconds),

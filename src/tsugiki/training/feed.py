@@ -7,7 +7,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from tsugiki.data.images import source_key
@@ -96,10 +95,8 @@ def stream(
 
 def blank(model: Any, features: Any) -> dict[str, Tensor]:
     """One picture of zeros, as the model's forward takes it: cached features, or pixels where the tower trains."""
-    tower = model.frontend.tower
-    if features is not None:
-        return {"vision_features": torch.zeros(1, tower.patches, tower.width, dtype=torch.float16)}
-    return {"pixel_values": torch.zeros(1, 3, tower.input_size, tower.input_size)}
+    encoded = features is not None
+    return {"vision_features" if encoded else "pixel_values": model.frontend.blank(encoded=encoded)}
 
 
 def _placed(error: ImageError, samples: Iterable[Sample]) -> ImageError:

@@ -76,8 +76,8 @@ def twin(model: Any, here: Processes) -> Any:
         unit.register_forward_pre_hook(_with_context, with_kwargs=True, prepend=True)
         fully_shard(unit, mesh=mesh)
         unit.register_forward_pre_hook(_without_context, with_kwargs=True, prepend=True)
-    tower = copied.frontend.tower
-    out = set() if any(p.requires_grad for p in tower.parameters()) else set(tower.parameters())
+    still = [t for t in copied.frontend.towers if not any(p.requires_grad for p in t.parameters())]
+    out = {p for tower in still for p in tower.parameters()}
     fully_shard(copied, mesh=mesh, ignored_params=out)
     return copied
 

@@ -14,7 +14,7 @@ from tsugiki.decoder import is_peft
 from tsugiki.errors import RecipeError
 
 _ROOTS = {
-    "projector": {"frontend.projector", "frontend.places"},
+    "projector": {"frontend.projector", "frontend.mix", "frontend.places"},
     "tower": {"frontend.tower"},
     "llm": {"language_model"},
 }
@@ -34,7 +34,7 @@ def parts_of(model: Any, asked: Iterable[str] = ()) -> dict[str, dict[str, nn.Pa
         if keys[0] == "grafts":
             parts[grafts[int(keys[1])]][name] = parameter
         elif keys[0] == "frontend":
-            parts["tower" if keys[1] == "tower" else "projector"][name] = parameter
+            parts["tower" if keys[1] in ("tower", "more_towers") else "projector"][name] = parameter
         else:
             parts["llm"][name] = parameter
     divided = {part.rpartition(".")[0] for part in asked if part.count(".") == 2}
@@ -230,7 +230,7 @@ def _checkpointing(model: Any, on: bool) -> None:
 def set_modes(model: Any) -> None:
     """Training mode for what trains, eval mode (no dropout) for what is frozen."""
     model.train()
-    for module in (model.frontend.tower, model.frontend.projector, *model.grafts):
+    for module in (*model.frontend.towers, model.frontend.projector, *model.grafts):
         if not any(p.requires_grad for p in module.parameters()):
             module.eval()
 

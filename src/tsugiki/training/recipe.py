@@ -149,8 +149,8 @@ class ModelSpec(_Strict):
 
     base: str | None = None
     """Asset name, hub id or folder of the LLM."""
-    vision: str | None = None
-    """Asset name, hub id or folder of the vision tower."""
+    vision: str | dict[str, Any] | list[Any] | None = None
+    """Asset name, hub id or folder of the vision tower, a name of `vision.presets`, or what `FrontEndConfig` takes."""
     input_size: int | None = Field(default=None, gt=0)
     """Side of the padded square that the tower sees, in pixels. None = the tower's own."""
     projector: str | None = None

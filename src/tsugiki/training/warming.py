@@ -149,7 +149,7 @@ def _fit_places(
     for source, boxes in told:
         square = PaddedSquare(*image_size(source))
         relative.append(as_tensor([(b.x1, b.y1, b.x2, b.y2) for b in map(square.to_square, boxes)]))
-    report: dict[str, Any] = fit(model.frontend.places, cache.get([source for source, _ in told]), relative)
+    report: dict[str, Any] = fit(model.frontend.places, cache.cells([source for source, _ in told]), relative)
     return report
 
 

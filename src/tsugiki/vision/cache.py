@@ -1,40 +1,30 @@
-"""Features of frozen towers on disk: one small file for each picture, tower and augmentation.
+"""Features of frozen towers on disk: one small file for each picture, tower, view and augmentation, before any mixing.
 
-A file's name is the SHA-256 of content, tower fingerprint (weights, transform, input size) and variant; it holds
-fp16 [P, V] with a checksum. Files are written under another name and renamed, so several processes may share a
-folder; what is damaged is encoded again. The time of last use is the file's modification time, set at every read: it
-survives a crash, needs no index, and orders the eviction. Shapes: n pictures, P patches, V tower width.
+A file's name is the SHA-256 of content, tower fingerprint (weights, transform, input size), variant and view; it holds
+fp16 [rows, V] with a checksum (`_entries.py`). So front-ends that share a tower share its files.
+Shapes: n pictures, P patches, V tower width, E length of a mix's row (`packing.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import time
-import uuid
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from tsugiki import assets
-from tsugiki.data.files import disk_is_full
-from tsugiki.data.images import content_key, open_image
-from tsugiki.errors import InputError, StoreError, UnsupportedError
+from tsugiki.data.images import content_key, image_size, open_image
+from tsugiki.errors import InputError, UnsupportedError
 from tsugiki.types import ImageSource
+from tsugiki.vision._entries import OVERHEAD, Entries
+from tsugiki.vision._workers import each_done
 from tsugiki.vision.frontend import FrontEnd
 from tsugiki.vision.tower import Tower
-
-_SUFFIX = ".features"
-_OVERHEAD = 256  # bytes of a file beside the numbers: header and checksum
-_KEEP = 0.9  # share of the limit that is left after an eviction: so that not every new file starts another
+from tsugiki.vision.views import Views
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,15 @@ class FillProgress:
     """Of the encoding so far; 0 where nothing was encoded."""
     seconds_left: float
     """If all that is left has to be encoded at this speed."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A picture in one variant, and the keys of what each tower sees of it: (tower, view) -> key."""
+
+    source: ImageSource
+    variant: int
+    keys: dict[tuple[int, int], str]
 
 
 class FeatureCache:
@@ -73,8 +72,10 @@ class FeatureCache:
         limit_bytes: int | None = None,
         variants: int = 0,
     ) -> None:
-        self.tower = source.tower if isinstance(source, FrontEnd) else source
-        if not self.tower.frozen:
+        self.frontend = source if isinstance(source, FrontEnd) else None
+        self.towers = (source,) if isinstance(source, Tower) else source.towers
+        self.views = Views() if isinstance(source, Tower) else source.views
+        if not all(tower.frozen for tower in self.towers):
             raise UnsupportedError(
                 "a cache for a tower that trains", expected="a frozen one", fix="Set train_tower to False."
             )
@@ -82,19 +83,26 @@ class FeatureCache:
             raise InputError(f"limit_bytes={limit_bytes}, variants={variants}", expected="at least 0")
         self.folder = Path(folder) if folder is not None else assets.cache_dir() / "features"
         self.limit_bytes, self.variants = limit_bytes, variants
+        self.entries = Entries(self.folder, limit_bytes)
         self._contents: dict[tuple[str, int, int], str] = {}
-        self._used: int | None = None  # bytes of the folder at the last count, and what was written since
+
+    @property
+    def tower(self) -> Tower:
+        """The first one."""
+        return self.towers[0]
 
     def key(self, source: ImageSource, variant: int = 0) -> str:
-        """Name of a picture's entry: 64 hex digits."""
-        return self._keys([source], [variant])[0]
+        """Name of a picture's entry, of the first tower and the whole square: 64 hex digits."""
+        return self._wanted([source], [variant])[0].keys[0, 0]
 
     def estimate(self, n: int) -> int:
-        """Bytes on disk for n pictures with all their variants, before anything is encoded."""
-        return n * (1 + self.variants) * self._entry_bytes
+        """Bytes on disk for n pictures without padding, with all their variants, before anything is encoded."""
+        one = sum(2 * tower.rows * tower.width + OVERHEAD for tower in self.towers)
+        return n * (1 + self.variants) * self.views.count * one
 
     def get(self, sources: Sequence[ImageSource], variant: int = 0) -> Tensor:
-        """Features of pictures, fp16 [n, P, V] on the CPU; those that are missing or damaged are encoded and stored.
+        """Features of pictures on the CPU, fp16 [n, P, V], of a mix [n, E]; those that are missing or damaged are
+        encoded and stored.
 
         Raises:
             ImageError: a picture can't be read.
@@ -105,80 +113,84 @@ class FeatureCache:
             raise InputError(
                 f"variant={variant}", expected=f"0 to {self.variants}", fix="Make the cache with more variants."
             )
-        keys = self._keys(sources, [variant])
-        found = {key: self._read(key) for key in dict.fromkeys(keys)}
-        missing = {k: s for k, s in zip(keys, sources, strict=True) if found[k] is None}
-        batch = self.tower.encode_batch
-        for start in range(0, len(missing), batch):
-            part = list(missing.items())[start : start + batch]
-            found.update(zip((k for k, _ in part), self._encode([s for _, s in part], variant), strict=True))
-            for key, _ in part:
-                self._write(key, found[key])
-        if not keys:
-            return torch.zeros(0, self.tower.patches, self.tower.width, dtype=torch.float16)
-        return torch.stack([_present(found[key]) for key in keys])
+        wanted = self._wanted(sources, [variant] * len(sources))
+        found = {key: self._read(key, tower) for one in wanted for (tower, _), key in one.keys.items()}
+        missing = {one.keys[0, 0]: one for one in wanted if any(found[key] is None for key in one.keys.values())}
+        for part in _batches(list(missing.values()), self.tower.encode_batch):
+            found |= self._encode(part, {key for key, features in found.items() if features is not None})
+        return self._stacked(wanted, found)
+
+    def cells(self, sources: Sequence[ImageSource]) -> Tensor:
+        """What is read cell by cell, fp16 [n, P, V]; see `FrontEnd.cells`."""
+        features = self.get(sources)
+        return features if self.frontend is None else self.frontend.cells(features)
 
     def __call__(self, source: ImageSource) -> Tensor:
-        """Features of one picture, fp16 [P, V]."""
+        """Features of one picture, fp16 [P, V], of a mix [E]."""
         return self.get([source])[0]
 
     def fill(
         self,
         sources: Iterable[ImageSource],
         progress: Callable[[FillProgress], None] | None = None,
+        *,
+        workers: int = 0,
     ) -> int:
         """Encode and store what is missing, with all variants; interrupted, it goes on where it was.
 
         Args:
             sources: pictures; equal ones are encoded once.
             progress: called after every batch.
+            workers: processes of one thread each that read and encode; 0 = this one. For towers on a CPU.
 
         Returns:
-            How many views were encoded.
+            How many pictures were encoded, each variant counted as one.
 
         Raises:
             ImageError, StoreError: as `get`.
+            UnsupportedError: workers for towers on a GPU, or on a system that can't fork.
         """
-        views = [(source, k) for source in sources for k in range(1 + self.variants)]
-        names = self._keys([source for source, _ in views], [k for _, k in views])
-        wanted = dict(zip(names, views, strict=True))
-        missing = [key for key in wanted if not self._touch(key)]
+        pairs = [(source, k) for source in sources for k in range(1 + self.variants)]
+        wanted = {w.keys[0, 0]: w for w in self._wanted([s for s, _ in pairs], [k for _, k in pairs])}
+        missing = [one for one in wanted.values() if not all(self.entries.touch(k) for k in one.keys.values())]
+        missing.sort(key=lambda one: one.variant)
         done, encoded, started = len(wanted) - len(missing), 0, time.perf_counter()
-        for variant in range(1 + self.variants):
-            keys = [key for key in missing if wanted[key][1] == variant]
-            for start in range(0, len(keys), self.tower.encode_batch):
-                part = keys[start : start + self.tower.encode_batch]
-                for key, features in zip(part, self._encode([wanted[k][0] for k in part], variant), strict=True):
-                    self._write(key, features)
-                encoded += len(part)
-                if progress is not None:
-                    speed = encoded / max(time.perf_counter() - started, 1e-9)
-                    left = (len(missing) - encoded) / speed
-                    progress(FillProgress(done + encoded, len(wanted), encoded, speed, left))
+        parts = [
+            part
+            for variant in range(1 + self.variants)
+            for part in _batches([one for one in missing if one.variant == variant], self.tower.encode_batch)
+        ]
+        for number in each_done(self._store, parts, workers, self.towers):
+            encoded += number
+            if progress is not None:
+                speed = encoded / max(time.perf_counter() - started, 1e-9)
+                left = (len(missing) - encoded) / speed
+                progress(FillProgress(done + encoded, len(wanted), encoded, speed, left))
         if progress is not None and not missing:
             progress(FillProgress(done, done, 0, 0.0, 0.0))
         return encoded
 
     def size(self) -> int:
         """Bytes of all entries in the folder, of all towers."""
-        return sum(size for _, size, _ in self._entries())
+        return self.entries.size()
 
     def clear(self) -> None:
         """Delete all entries in the folder, of all towers."""
-        for path, _, _ in self._entries():
-            path.unlink(missing_ok=True)
-        self._used = None
+        self.entries.clear()
 
-    @property
-    def _entry_bytes(self) -> int:
-        return 2 * self.tower.patches * self.tower.width + _OVERHEAD
-
-    def _keys(self, sources: Sequence[ImageSource], variants: Sequence[int]) -> list[str]:
-        if len(variants) == 1:
-            variants = [variants[0]] * len(sources)
-        fingerprint = self.tower.fingerprint()
-        names = (f"{self._content(s)} {fingerprint} {k}" for s, k in zip(sources, variants, strict=True))
-        return [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    def _wanted(self, sources: Sequence[ImageSource], variants: Sequence[int]) -> list[_Wanted]:
+        fingerprints, found = [tower.fingerprint() for tower in self.towers], []
+        for source, variant in zip(sources, variants, strict=True):
+            content = self._content(source)
+            seen = (True,) if self.views.count == 1 else self.views.seen(image_size(source))
+            keys = {}
+            for view in (view for view, there in enumerate(seen) if there):
+                place = f" {self.views.name} {view}" if view else ""
+                for tower, fingerprint in enumerate(fingerprints):
+                    name = f"{content} {fingerprint} {variant}{place}"
+                    keys[tower, view] = hashlib.sha256(name.encode()).hexdigest()
+            found.append(_Wanted(source, variant, keys))
+        return found
 
     def _content(self, source: ImageSource) -> str:
         if not isinstance(source, (str, Path)):
@@ -193,102 +205,49 @@ class FeatureCache:
             self._contents[state] = content_key(source)
         return self._contents[state]
 
-    def _encode(self, sources: Sequence[ImageSource], variant: int) -> Tensor:
-        pixels = [self.tower.transform(open_image(source), variant) for source in sources]
-        return self.tower.encode(torch.stack(pixels)).cpu()
+    def _read(self, key: str, tower: int) -> Tensor | None:
+        return self.entries.read(key, (self.towers[tower].rows, self.towers[tower].width))
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}{_SUFFIX}"
+    def _store(self, part: Sequence[_Wanted]) -> int:
+        """Encode what the folder lacks of some pictures; how many these are."""
+        there = {key for one in part for key in one.keys.values() if self.entries.touch(key)}
+        self._encode(part, there)
+        return len(part)
 
-    def _touch(self, key: str) -> bool:
-        """Mark an entry as just used; False where there is none."""
-        now = time.time_ns()
-        try:
-            os.utime(self._path(key), ns=(now, now))
-        except OSError:
-            return False
-        return True
-
-    def _read(self, key: str) -> Tensor | None:
-        path = self._path(key)
-        try:
-            raw = path.read_bytes()
-        except OSError:
-            return None
-        checksum, body = raw[:4], raw[4:]
-        try:
-            if zlib.crc32(body).to_bytes(4, "big") != checksum:
-                raise ValueError(key)
-            features = load(body)["features"]
-        except (SafetensorError, ValueError, KeyError):
-            path.unlink(missing_ok=True)  # damaged: encoded again by the caller
-            return None
-        if features.shape != (self.tower.patches, self.tower.width) or features.dtype != torch.float16:
-            return None
-        self._touch(key)
-        return features
-
-    def _write(self, key: str, features: Tensor | None) -> None:
-        body = save({"features": _present(features).contiguous()})
-        path = self._path(key)
-        self._make_room(len(body) + 4)
-        part = path.with_name(f"{uuid.uuid4().hex}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # No fsync: after a power cut a file may be cut short, and the checksum finds that.
-            try:
-                with part.open("xb") as file:
-                    file.write(zlib.crc32(body).to_bytes(4, "big") + body)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._store_error(error) from error
-
-    def _make_room(self, size: int) -> None:
-        """Count what is written, and evict the least recently used entries before the folder would pass its limit."""
-        if self.limit_bytes is None:
-            return
-        if self._used is None:
-            self._used = self.size()
-        if self._used + size > self.limit_bytes:
-            # Counted anew: other processes write and evict too.
-            entries = sorted(self._entries(), key=lambda entry: entry[2])
-            self._used = sum(entry[1] for entry in entries)
-            for path, old, _ in entries:
-                if self._used + size <= _KEEP * self.limit_bytes:
-                    break
-                path.unlink(missing_ok=True)
-                self._used -= old
-        self._used += size
-
-    def _entries(self) -> list[tuple[Path, int, int]]:
-        """Path, bytes and time of last use of every entry. What killed writers left an hour ago is deleted."""
-        found = []
-        for path in self.folder.glob("??/*"):
-            with suppress(OSError):  # another process may have deleted it
-                stat = path.stat()
-                if path.suffix == _SUFFIX:
-                    found.append((path, stat.st_size, stat.st_mtime_ns))
-                elif path.suffix == ".part" and time.time() - stat.st_mtime > 3600:
-                    path.unlink()
+    def _encode(self, part: Sequence[_Wanted], there: set[str]) -> dict[str, Tensor]:
+        """Encode and store all of some pictures that is not `there`."""
+        found: dict[str, Tensor] = {}
+        images = [open_image(one.source) for one in part]
+        for number, tower in enumerate(self.towers):
+            keys: list[str] = []
+            pixels: list[Tensor] = []
+            for one, image in zip(part, images, strict=True):
+                views = {v: k for (t, v), k in one.keys.items() if t == number and k not in there and k not in found}
+                keys += views.values()
+                pixels.append(tower.transform.views(image, self.views, list(views), one.variant))
+            found |= zip(keys, tower.encode(torch.cat(pixels)).cpu(), strict=True)
+        for key, features in found.items():
+            self.entries.write(key, features)
         return found
 
-    def _store_error(self, error: OSError) -> StoreError:
-        if disk_is_full(error):
-            free = shutil.disk_usage(self.folder).free if self.folder.exists() else 0
-            return StoreError(
-                f"the disk is full ({free / 1e6:.0f} MB free)",
-                expected=f"{self._entry_bytes / 1e6:.2f} MB for each picture",
-                fix="Free some space, choose another folder, or set a cache limit.",
-                where=str(self.folder),
-            )
-        return StoreError(
-            f"can't be written ({error.strerror or error})",
-            expected="a folder that this user may write to",
-            fix="Choose another folder, or set TSUGIKI_CACHE.",
-            where=str(self.folder),
-        )
+    def _stacked(self, wanted: Sequence[_Wanted], found: dict[str, Tensor | None]) -> Tensor:
+        if self.frontend is None or self.frontend.mix is None:
+            features = [_present(found[one.keys[0, 0]]) for one in wanted]
+            shape = (0, self.tower.rows, self.tower.width)
+            return torch.stack(features) if features else torch.zeros(shape, dtype=torch.float16)
+        n = len(wanted)
+        parts = [
+            torch.zeros(n, self.views.count, tower.rows, tower.width, dtype=torch.float16) for tower in self.towers
+        ]
+        seen = torch.zeros(n, self.views.count, dtype=torch.bool)
+        for row, one in enumerate(wanted):
+            for (tower, view), key in one.keys.items():
+                parts[tower][row, view], seen[row, view] = _present(found[key]), True
+        return self.frontend.packing.pack(seen, parts)
+
+
+def _batches(items: Sequence[_Wanted], size: int) -> list[Sequence[_Wanted]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _present(features: Tensor | None) -> Tensor:

@@ -1,14 +1,13 @@
 """FrontEnd: everything between a picture and the visual tokens that an LLM reads, as one object with one config.
 
-Shapes: N pictures, S input size in pixels, P patches, V tower width, M visual tokens, D LLM width.
-One tower today. Each tower has its own transform, encoding and cache entry, and `towers` is a list already: a mix of
-several comes between their features and the projector.
+With one tower and one view, pixels are [N, 3, S, S] and features [N, P, V]. With several towers or views (`mix.py`)
+both are one flat row a picture, [N, E], in the form of `packing.py`; whoever passes them on need not know.
+Shapes: N pictures, S input size in pixels, P patches, V tower width, W views, M visual tokens, D LLM width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,173 +15,83 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tsugiki.data.boxes import BoxCodec
-from tsugiki.errors import BaseMismatchError, InputError, StoreError, UnknownNameError
+from tsugiki.errors import InputError, StoreError
 from tsugiki.types import VisualTokens
+from tsugiki.vision.config import FrontEndConfig, TowerConfig
+from tsugiki.vision.making import config_of, make_towers
+from tsugiki.vision.mix import Mix, Source
+from tsugiki.vision.packing import Packing, ViewTransform, facts_of
 from tsugiki.vision.places import Places
-from tsugiki.vision.projector import Projector, ProjectorConfig, build_projector
-from tsugiki.vision.tower import ENCODE_BATCH, Tower, build_tower
+from tsugiki.vision.projector import Projector, build_projector
+from tsugiki.vision.tower import Tower
+from tsugiki.vision.views import TokenCount, Transform, Views
 
-
-@dataclass(frozen=True, kw_only=True)
-class FrontEndConfig:
-    """A front-end. The last five fields are filled in when it is built: for the card, and for the check at loading."""
-
-    tower: str
-    """Asset name, hub id or folder."""
-    input_size: int | None = None
-    """Pixels; None = the tower's own."""
-    layer: int = -1
-    """Which hidden states of a transformers tower are the features: -1 its last output, -2 before its last layer
-    (LLaVA with CLIP)."""
-    projector: str = "pixel_unshuffle"
-    """linear | mlp | pixel_unshuffle."""
-    hidden: int | None = None
-    """Hidden width of the projector; None = twice the LLM's width."""
-    factor: int = 2
-    """Edge of the block of patches that becomes one token, `pixel_unshuffle` only."""
-    positions: str | bool = "none"
-    """none | learned | sincos: 2-D position vectors added to the visual tokens."""
-    position_gain: float = 0.3
-    """RMS of the position vectors at the start, relative to that of the visual tokens."""
-    places: int = 0
-    """Boxes that a linear reader finds in the picture; they stand behind the visual tokens as text, see `places.py`."""
-    box_text: dict[str, int] = field(default_factory=dict)
-    """Fields of `data.boxes.BoxCodec`: how the model reads and writes boxes; {} = three decimals."""
-    train_tower: bool = False
-    """Train the tower too: it is then saved with the front-end, and its features are never cached."""
-    encode_batch: int = ENCODE_BATCH
-    """Pictures per call of a frozen tower; live and cached features are bit-equal at the same value."""
-    seed: int = 0
-    """Of the projector's random start."""
-
-    grid: tuple[int, int] | None = None
-    """(h, w) of the tower's patches."""
-    width: int | None = None
-    """V."""
-    licence: str = ""
-    """Of the tower's weights."""
-    tower_sha256: str = ""
-    """Of the tower's weights, without what training changed."""
-    fingerprint: str = ""
-    """Of the tower's weights and transform."""
-
-    def __post_init__(self) -> None:
-        self.projector_config()  # its names are checked here, before anything is loaded
-        self.codec()
-        if self.places < 0:
-            raise InputError(f"places={self.places}", expected="0 or more")
-        if self.encode_batch < 1:
-            raise InputError(f"encode_batch={self.encode_batch}", expected="at least 1")
-        if self.grid is not None:
-            object.__setattr__(self, "grid", tuple(self.grid))
-
-    def projector_config(self) -> ProjectorConfig:
-        return ProjectorConfig(
-            kind=self.projector,
-            hidden=self.hidden,
-            factor=self.factor,
-            positions=self.positions,
-            position_gain=self.position_gain,
-            seed=self.seed,
-        )
-
-    def codec(self) -> BoxCodec:
-        """How boxes are written.
-
-        Raises:
-            UnknownNameError: a field that the codec does not have.
-            BoxError: values that make no codec.
-        """
-        known = {f.name for f in fields(BoxCodec)}
-        for name in self.box_text:
-            if name not in known:
-                raise UnknownNameError("field of box_text", name, known)
-        return BoxCodec(**self.box_text)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; without the settings of boxes where they are the defaults, as older grafts were saved."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {k: v for k, v in values.items() if v or k not in ("places", "box_text")}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FrontEndConfig:
-        """The config of a dict.
-
-        Raises:
-            UnknownNameError: a field that does not exist.
-        """
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise UnknownNameError("front-end field", name, known)
-        return cls(**values)
+__all__ = ["FrontEnd", "FrontEndConfig", "TowerConfig"]
 
 
 class FrontEnd(nn.Module):
-    """Tower, projector, and the places that are written as text, if any. Make one with `FrontEnd.build`."""
+    """Towers, projector, what a mix has beside it, and the places that are written as text, if any. Make one with
+    `FrontEnd.build`.
 
-    def __init__(self, config: FrontEndConfig, tower: Tower, projector: Projector, places: Places | None) -> None:
+    Args:
+        config: its `all_towers` are `towers`, described as they were built.
+        towers: frozen, or one that trains.
+        projector: of the cells.
+        mix: None for one tower and one view.
+    """
+
+    def __init__(
+        self,
+        config: FrontEndConfig,
+        towers: Sequence[Tower],
+        projector: Projector,
+        mix: Mix | None = None,
+        places: Places | None = None,
+    ) -> None:
         super().__init__()
-        self.tower, self.projector, self.places = tower, projector, places
-        tower.encode_batch = config.encode_batch
-        tower.frozen = not config.train_tower
-        self.config = replace(
-            config,
-            input_size=tower.input_size,
-            grid=tower.grid,
-            width=tower.width,
-            licence=tower.licence,
-            tower_sha256=tower.weights_sha256(),
-            fingerprint=tower.fingerprint(),
-        )
+        self.config = config
+        self.tower, self.projector, self.mix, self.places = towers[0], projector, mix, places
+        self.more_towers = nn.ModuleList(towers[1:])
 
     @classmethod
     def build(
         cls,
-        source: FrontEndConfig | str | Path | nn.Module,
+        source: FrontEndConfig | Mapping[str, Any] | Sequence[Any] | str | Path | nn.Module,
         hidden_size: int,
         embedding_rms: float | None = None,
         *,
-        tower: nn.Module | None = None,
+        tower: nn.Module | Sequence[nn.Module | None] | None = None,
         **fields_: Any,
     ) -> FrontEnd:
         """A front-end for an LLM.
 
         Args:
-            source: a config, the name of a tower, or a tower object.
+            source: a config or a dict of its fields, the name of a tower or of a set of towers (`presets.py`), a
+                tower object, or a list of names and objects.
             hidden_size: D.
             embedding_rms: root mean square of the LLM's word embeddings (after the LLM's own scaling, if it has
                 one), which the visual tokens of a set of made-up pictures get; None = 1 for standard normal features
                 (a saved state is loaded next).
-            tower: the object for a config whose tower can't be found by name.
+            tower: the object, or the objects in order, for a config whose towers can't be found by name.
             fields_: of `FrontEndConfig`.
 
         Raises:
             UnknownNameError: a field, projector or kind of positions that does not exist.
             BaseMismatchError: the config was made for a tower with other weights.
-            UnsupportedError, AssetError, StoreError: the tower can't be built, see `build_tower`.
+            UnsupportedError, AssetError, StoreError: a tower can't be built, see `build_tower`.
+            InputError: towers whose grids can't be aligned.
         """
-        if isinstance(source, FrontEndConfig):
-            config = replace(source, **_known(fields_))
-        else:
-            if isinstance(source, nn.Module):
-                tower = source
-            config = FrontEndConfig(tower=_name(source), **_known(fields_))
-        built = build_tower(config.tower if tower is None else tower, config.input_size, layer=config.layer)
-        config = replace(config, tower=built.name)
-        if config.tower_sha256 and config.tower_sha256 != built.weights_sha256():
-            raise BaseMismatchError(
-                f"the vision tower {built.name} has weights {built.weights_sha256()[:12]}",
-                expected=f"{config.tower_sha256[:12]}, those that the projector was trained with",
-                fix="Use the same version of the tower.",
-            )
-        projector = build_projector(config.projector_config(), built.grid, built.width, hidden_size)
+        config, objects = config_of(source, tower, **fields_)
+        config, towers = make_towers(config, objects)
+        mix, grid, width = None, towers[0].grid, towers[0].width
+        if config.mixed:
+            mix = Mix(config, [Source.of(one) for one in towers], hidden_size)
+            grid, width = mix.raster, mix.width
+        projector = build_projector(config.projector_config(), grid, width, hidden_size)
         places = None
         if config.places:
-            sizes = built.grid, built.width, hidden_size, projector.factor
-            places = Places(config.places, config.codec(), *sizes)
-        frontend = cls(config, built, projector, places)
+            places = Places(config.places, config.codec(), grid, width, hidden_size, projector.factor)
+        frontend = cls(config, towers, projector, mix, places)
         if embedding_rms is not None:
             frontend.calibrate(embedding_rms)
         return frontend
@@ -190,40 +99,92 @@ class FrontEnd(nn.Module):
     @property
     def towers(self) -> tuple[Tower, ...]:
         """All towers, in the order in which their features are mixed."""
-        return (self.tower,)
+        return (self.tower, *self.more_towers)
+
+    @property
+    def views(self) -> Views:
+        """What of a picture the towers see."""
+        return Views(self.config.views)
+
+    @property
+    def transform(self) -> Transform | ViewTransform:
+        """An RGB picture (and the number of a fixed augmentation) -> pixels, float32 [3, S, S], of a mix [E]."""
+        if self.mix is None:
+            return self.tower.transform
+        return ViewTransform(tuple(tower.transform for tower in self.towers), self.views)
+
+    @property
+    def packing(self) -> Packing:
+        """Where what is in a row of a mix's features."""
+        return Packing(self.views.count, tuple((tower.rows, tower.width) for tower in self.towers))
+
+    @property
+    def tokens_of(self) -> TokenCount:
+        """(width, height) of a picture in pixels -> its visual tokens."""
+        own = 0 if self.places is None else self.places.tokens
+        if self.mix is None:
+            return TokenCount(self.projector.tokens + own)
+        whole, crop = self.mix.lengths(self.projector)
+        return TokenCount(whole + crop * (self.views.count - 1) + own, crop, self.views)
 
     @property
     def tokens_per_image(self) -> int:
-        """M."""
-        return self.projector.tokens + (0 if self.places is None else self.places.tokens)
+        """M; of a mix with views that of a picture without padding, the most."""
+        return self.tokens_of.most
 
-    def transform(self, image: Image.Image, variant: int = 0) -> Tensor:
-        """An RGB picture -> pixels, float32 [3, S, S]."""
-        return self.tower.transform(image, variant)
+    def facts(self) -> dict[str, Any]:
+        """How pictures are seen, as JSON values; see `packing.transform_of`."""
+        transforms = [tower.transform for tower in self.towers]
+        return facts_of(transforms, self.views, self.tokens_of if self.mix is not None else None)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [N, 3, S, S] -> the tower's features, fp16 [N, P, V], no gradient; see `Tower.encode`."""
-        return self.tower.encode(pixel_values)
+        """Pixels [N, 3, S, S] -> the tower's features, fp16 [N, P, V], no gradient; see `Tower.encode`. Of a mix [N, E]
+        -> [N, E'], where each tower encodes the views that are seen."""
+        if self.mix is None:
+            return self.tower.encode(pixel_values)
+        transform = self.transform
+        assert isinstance(transform, ViewTransform)
+        seen, pixels = transform.packing.unpack(pixel_values, "pixel_values")
+        parts = []
+        for tower, views in zip(self.towers, pixels, strict=True):
+            found = torch.zeros(*seen.shape, tower.rows, tower.width, dtype=torch.float16, device=tower.device)
+            found[seen] = tower.encode(views[seen].to(tower.device))
+            parts.append(found)
+        return self.packing.pack(seen.to(parts[0].device), parts)
 
     def project(self, features: Tensor) -> VisualTokens:
-        """The tower's features [N, P, V], live or cached -> visual tokens [N, M, D].
+        """The towers' features [N, P, V] or [N, E], live or cached -> visual tokens [N, M, D].
 
         Raises:
             InputError: features of another tower or input size.
         """
-        expected = (self.tower.patches, self.tower.width)
-        if features.ndim != 3 or tuple(features.shape[1:]) != expected:
-            raise InputError(
-                f"vision_features of shape {list(features.shape)}",
-                expected=f"[N, {expected[0]}, {expected[1]}] of {self.tower.name} at {self.tower.input_size} px",
-                fix="Fill the cache with this front-end.",
-            )
         features = features.to(self.projector.linear_2.weight.device)
-        tokens = self.projector(features)
-        return VisualTokens(tokens if self.places is None else torch.cat([tokens, self.places(features, tokens)], 1))
+        if self.mix is None:
+            self._check(features)
+            visual = VisualTokens(tokens := self.projector(features))
+        else:
+            visual, tokens = self.mix(self.projector, *self.packing.unpack(features, "vision_features"))
+        return visual if self.places is None else with_tail(visual, self.places(self.cells(features), tokens))
+
+    def cells(self, features: Tensor) -> Tensor:
+        """What is read cell by cell, [N, P, V]: a tower's features, of a mix all towers' over the raster of the whole
+        square."""
+        if self.mix is None:
+            return features
+        _, parts = self.packing.unpack(features, "vision_features")
+        return self.mix.cells([part[:, 0] for part in parts])[1]
+
+    def projections(self, features: Tensor) -> list[tuple[Projector, Tensor]]:
+        """Every projector with what it maps of the whole square, [N, P, V]: what a warm start fits."""
+        if self.mix is None:
+            return [(self.projector, features)]
+        _, parts = self.packing.unpack(features, "vision_features")
+        asked = self.mix.asked([part[:, 0] for part in parts])
+        queries = [(q, part) for q, part in zip(self.mix.queries, asked, strict=True) if isinstance(q, Projector)]
+        return [(self.projector, self.cells(features)), *queries]
 
     def forward(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> VisualTokens:
-        """Visual tokens [N, M, D] of pixels [N, 3, S, S] or of features [N, P, V]: give one of the two."""
+        """Visual tokens [N, M, D] of pixels or of features: give one of the two."""
         if (pixel_values is None) == (features is None):
             raise InputError(
                 "both pixel_values and features" if features is not None else "no picture", expected="one of the two"
@@ -238,19 +199,36 @@ class FrontEnd(nn.Module):
         return self.project(features)
 
     def calibrate(self, rms: float, features: Tensor | None = None) -> None:
-        """Set the RMS of the visual tokens, on features [N, P, V] of real pictures or, without any, of made-up ones."""
+        """Set the RMS of the visual tokens, on features of real pictures or, without any, of made-up ones."""
         if features is None:
             features = self.encode(torch.stack([self.transform(picture) for picture in _made_up_pictures(4)]))
-        self.projector.set_output_rms(rms, features)
+        self.projector.set_output_rms(rms, self.cells(features))
+        if self.mix is not None:
+            _, parts = self.packing.unpack(features, "vision_features")
+            self.mix.set_output_rms(rms, [part[:, 0] for part in parts])
+
+    def blank(self, *, encoded: bool) -> Tensor:
+        """A batch of one picture of zeros with all views, as features or as pixels."""
+        if self.mix is None:
+            tower = self.tower
+            if encoded:
+                return torch.zeros(1, tower.patches, tower.width, dtype=torch.float16)
+            return torch.zeros(1, 3, tower.input_size, tower.input_size)
+        transform = self.transform
+        assert isinstance(transform, ViewTransform)
+        packing = self.packing if encoded else transform.packing
+        row = torch.zeros(1, packing.size, dtype=torch.float16 if encoded else torch.float32)
+        row[:, : packing.views] = 1
+        return row
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What is saved: projector, positions, places, and the tower if it trains. Detached, not copied."""
-        state = {f"projector.{k}": v.detach() for k, v in self.projector.state_dict().items()}
-        if self.places is not None:
-            state |= {f"places.{k}": v.detach() for k, v in self.places.state_dict().items()}
+        """What is saved: projector, positions, a mix's own, places, and the tower if it trains. Detached, not
+        copied."""
+        saved: dict[str, nn.Module | None] = {"projector": self.projector, "mix": self.mix, "places": self.places}
         if self.config.train_tower:
-            state |= {f"tower.{k}": v.detach() for k, v in self.tower.state_dict().items()}
-        return state
+            saved["tower"] = self.tower
+        found = [(name, part) for name, part in saved.items() if part is not None]
+        return {f"{name}.{k}": v.detach() for name, part in found for k, v in part.state_dict().items()}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """The reverse of `trainable_state`.
@@ -273,17 +251,27 @@ class FrontEnd(nn.Module):
             for name, tensor in own.items():
                 tensor.copy_(state[name])
 
+    def _check(self, features: Tensor) -> None:
+        expected = (self.tower.patches, self.tower.width)
+        if features.ndim != 3 or tuple(features.shape[1:]) != expected:
+            raise InputError(
+                f"vision_features of shape {list(features.shape)}",
+                expected=f"[N, {expected[0]}, {expected[1]}] of {self.tower.name} at {self.tower.input_size} px",
+                fix="Fill the cache with this front-end.",
+            )
 
-def _known(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = {f.name for f in fields(FrontEndConfig)}
-    for name in values:
-        if name not in known:
-            raise UnknownNameError("front-end field", name, known)
-    return values
 
-
-def _name(source: str | Path | nn.Module) -> str:
-    return str(getattr(source, "name", type(source).__name__)) if isinstance(source, nn.Module) else str(source)
+def with_tail(visual: VisualTokens, tail: Tensor) -> VisualTokens:
+    """Visual tokens [N, M, D] with more behind each picture's last real one, [N, K, D]."""
+    if visual.mask is None:
+        return VisualTokens(torch.cat([visual.tokens, tail], dim=1))
+    n, k, _ = tail.shape
+    last = visual.mask.sum(dim=1, keepdim=True)  # [N, 1]
+    at = last + torch.arange(k, device=last.device)
+    tokens = torch.cat([visual.tokens, torch.zeros_like(tail)], dim=1)
+    tokens = tokens.scatter(1, at[..., None].expand_as(tail), tail.to(tokens))
+    mask = torch.cat([visual.mask, visual.mask.new_zeros(n, k)], dim=1)
+    return VisualTokens(tokens, mask.scatter(1, at, torch.ones_like(at, dtype=torch.bool)))
 
 
 def _made_up_pictures(n: int) -> list[Image.Image]:

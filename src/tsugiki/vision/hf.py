@@ -13,7 +13,11 @@ import yaml
 from torch import Tensor, nn
 
 from tsugiki.errors import AssetError, StoreError, TsugikiError, UnsupportedError
+from tsugiki.vision import blip2
 from tsugiki.vision.tower import Tower
+
+# Parts of keys that may be missing in a checkpoint: heads and text parts are not read.
+_UNREAD = ("pooler", "head", "text", blip2.HEAD)
 
 
 class HFBackbone(nn.Module):
@@ -22,12 +26,17 @@ class HFBackbone(nn.Module):
     Args:
         model: a model whose forward takes pixel_values.
         layer: -1 = the model's last hidden state, else an index into its hidden states.
+        post_norm: CLIP only, its last LayerNorm on all tokens.
+
+    Raises:
+        UnsupportedError: post_norm for a model without such a norm.
     """
 
-    def __init__(self, model: nn.Module, layer: int = -1) -> None:
+    def __init__(self, model: nn.Module, layer: int = -1, post_norm: bool = False) -> None:
         super().__init__()
         self.model, self.layer = model, layer
-        self.identity = f"{type(model).__name__}[{layer}]"
+        self.identity = f"{type(model).__name__}[{layer}]" + ("+norm" if post_norm else "")
+        self._norm = _clip_norm(model) if post_norm else None
         parameters = inspect.signature(model.forward).parameters
         self._interpolates = "interpolate_pos_encoding" in parameters
         self._takes_patches = "spatial_shapes" in parameters
@@ -44,9 +53,10 @@ class HFBackbone(nn.Module):
         elif self._interpolates and pixel_values.shape[-1] != self.trained_size:
             extra["interpolate_pos_encoding"] = True
         if self.layer == -1:
-            return self.model(pixel_values, **extra).last_hidden_state  # type: ignore[no-any-return]
-        states = self.model(pixel_values, output_hidden_states=True, **extra).hidden_states
-        return states[self.layer]  # type: ignore[no-any-return]
+            states: Tensor = self.model(pixel_values, **extra).last_hidden_state
+        else:
+            states = self.model(pixel_values, output_hidden_states=True, **extra).hidden_states[self.layer]
+        return states if self._norm is None else self.model.get_submodule(self._norm)(states)
 
     def _patches(self, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """[N, 3, S, S] -> [N, h * w, p * p * 3] for models with free aspect ratio (SigLIP 2 NaFlex)."""
@@ -60,6 +70,17 @@ class HFBackbone(nn.Module):
         return patches, {"pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
+def _clip_norm(model: nn.Module) -> str:
+    """Name of CLIP's last LayerNorm, which transformers applies to the CLS token alone."""
+    config: Any = model.config
+    found = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "post_layernorm"]
+    if not found or not config.model_type.startswith("clip"):
+        raise UnsupportedError(
+            f"post_norm for {type(model).__name__}", expected="a CLIP vision model", fix="Leave post_norm out."
+        )
+    return str(found[0])
+
+
 def is_hf(module: nn.Module) -> bool:
     """Whether a module is a transformers model."""
     from transformers import PreTrainedModel
@@ -67,24 +88,22 @@ def is_hf(module: nn.Module) -> bool:
     return isinstance(module, PreTrainedModel)
 
 
-def from_name(name: str, input_size: int | None, layer: int = -1) -> Tower:
+def from_name(name: str, input_size: int | None, layer: int = -1, post_norm: bool = False) -> Tower:
     """A tower from a hub id or a folder. Only safetensors are read.
 
     Raises:
         AssetError: nothing is found under this name.
         StoreError: only a pickle is there, or weights are missing.
     """
-    from transformers import AutoModel
-
     try:
-        model, info = AutoModel.from_pretrained(
+        model, info = _loader(name).from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
     vision = _vision_part(model, name)
     # Heads that pool are not read; a checkpoint without them is as good.
-    missing = [key for key in info["missing_keys"] if "pooler" not in key and "head" not in key and "text" not in key]
+    missing = [key for key in info["missing_keys"] if not any(part in key for part in _UNREAD)]
     if missing:
         raise StoreError(
             f"{len(missing)} weights are missing, the first {missing[0]}",
@@ -97,10 +116,17 @@ def from_name(name: str, input_size: int | None, layer: int = -1) -> Tower:
         for key, parameter in model.named_parameters():
             if key in info["missing_keys"]:
                 parameter.zero_()
-    return _tower(vision, name, input_size, layer)
+    return _tower(vision, name, input_size, layer, post_norm)
 
 
-def from_model(model: nn.Module, input_size: int | None, layer: int = -1) -> Tower:
+def _loader(name: str) -> Any:
+    """The class that reads a checkpoint's vision part: of BLIP-2, without its LLM."""
+    from transformers import AutoConfig, AutoModel
+
+    return blip2.loader() if AutoConfig.from_pretrained(name).model_type == blip2.MODEL_TYPE else AutoModel
+
+
+def from_model(model: nn.Module, input_size: int | None, layer: int = -1, post_norm: bool = False) -> Tower:
     """A tower from a transformers model; mean and std from its source's image processor, or its attributes `mean`,
     `std`."""
     vision = _vision_part(model, type(model).__name__)
@@ -108,11 +134,17 @@ def from_model(model: nn.Module, input_size: int | None, layer: int = -1) -> Tow
         if hasattr(model, field) and not hasattr(vision, field):
             setattr(vision, field, getattr(model, field))
     config: Any = model.config
-    return _tower(vision, str(getattr(config, "_name_or_path", "") or type(model).__name__), input_size, layer)
+    return _tower(
+        vision, str(getattr(config, "_name_or_path", "") or type(model).__name__), input_size, layer, post_norm
+    )
 
 
-def _tower(model: nn.Module, name: str, input_size: int | None, layer: int) -> Tower:
-    backbone = HFBackbone(model, layer)
+def _tower(model: nn.Module, name: str, input_size: int | None, layer: int, post_norm: bool) -> Tower:
+    backbone: Any
+    if queries := blip2.is_qformer(model):
+        backbone = blip2.QFormerBackbone(model)
+    else:
+        backbone = HFBackbone(model, layer, post_norm)
     processor = _processor(name, model)
     size = input_size or processor["size"] or backbone.trained_size
     if size is None:
@@ -125,11 +157,14 @@ def _tower(model: nn.Module, name: str, input_size: int | None, layer: int) -> T
         std=processor["std"],
         licence=getattr(model, "licence", None) or _licence(name),
         patch_size=backbone.patch_size,
+        queries=queries,
     )
 
 
 def _vision_part(model: nn.Module, name: str) -> nn.Module:
     """The model itself, or the part of a two-tower model (CLIP, SigLIP) that carries its vision config."""
+    if blip2.is_qformer(model):
+        return blip2.without_llm(model)
     config: Any = model.config
     inner = getattr(config, "vision_config", None)
     if inner is not None:

@@ -1,9 +1,10 @@
 """Patch features [N, P, V] -> visual tokens [N, M, D] in the LLM's embedding space.
 
 Shapes: P = h * w patches in row-major order, f = unshuffle factor, M visual tokens, H hidden width, D LLM width.
-Three kinds: `linear`, `mlp` (LLaVA-1.5, 2310.03744: linear, GELU, linear) and `pixel_unshuffle` (each f x f block of
-patches becomes one token of width f * f * V, then LayerNorm, linear, GELU, linear: the shape that LFM2-VL has in
-transformers and llama.cpp, so that an export loses nothing). Odd grids are padded with zeros on the right and below.
+Four kinds: `linear`, `linear_norm` (SPHINX, 2311.07575: linear, LayerNorm), `mlp` (LLaVA-1.5, 2310.03744: linear,
+GELU, linear) and `pixel_unshuffle` (each f x f block of patches becomes one token of width f * f * V, then LayerNorm,
+linear, GELU, linear: the shape that LFM2-VL has in transformers and llama.cpp, so that an export loses nothing). Odd
+grids are padded with zeros on the right and below.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from tsugiki.errors import InputError, UnknownNameError
 
-KINDS = ("linear", "mlp", "pixel_unshuffle")
+KINDS = ("linear", "mlp", "pixel_unshuffle", "linear_norm")
 POSITIONS = ("none", "learned", "sincos")
 
 
@@ -26,9 +27,9 @@ class ProjectorConfig:
     """How visual tokens are made from patches."""
 
     kind: str = "pixel_unshuffle"
-    """linear | mlp | pixel_unshuffle."""
+    """linear | mlp | pixel_unshuffle | linear_norm."""
     hidden: int | None = None
-    """H; None = twice the LLM's width. Not used by `linear`."""
+    """H; None = twice the LLM's width. Not used by the linear kinds."""
     factor: int = 2
     """Edge of the block of patches that becomes one token, `pixel_unshuffle` only."""
     positions: str | bool = "none"
@@ -55,7 +56,8 @@ class Projector(nn.Module):
     """tokens = linear_2(hidden(features)) + positions, with hidden(x) = gelu(linear_1(norm(unshuffle(x)))) or a part
     of it.
 
-    `linear_2` is always the last matrix: gain and warm start set it and leave the rest.
+    `linear_2` is always the last matrix: gain and warm start set it and leave the rest. `linear_norm` has a LayerNorm
+    behind it, and then the gain is that norm's.
 
     Args:
         config: kind and sizes.
@@ -71,8 +73,9 @@ class Projector(nn.Module):
         self.factor, self.grid = f, (ceil(grid[0] / f), ceil(grid[1] / f))
         width, hidden = in_width * f * f, config.hidden or 2 * out_width
         self.layer_norm = nn.LayerNorm(width) if config.kind == "pixel_unshuffle" else None
-        self.linear_1 = None if config.kind == "linear" else nn.Linear(width, hidden)
+        self.linear_1 = None if config.kind.startswith("linear") else nn.Linear(width, hidden)
         self.linear_2 = nn.Linear(width if self.linear_1 is None else hidden, out_width)
+        self.out_norm = nn.LayerNorm(out_width) if config.kind == "linear_norm" else None
         self.positions: Tensor | None = None
         if config.positions == "learned":
             self.positions = nn.Parameter(sincos_2d(self.grid, out_width))
@@ -93,14 +96,19 @@ class Projector(nn.Module):
             x = self.layer_norm(x)
         return x if self.linear_1 is None else F.gelu(self.linear_1(x))
 
+    def content(self, features: Tensor) -> Tensor:
+        """Tokens without position vectors, [N, P, V] -> [N, M, D]; any number of rows where no patches are merged."""
+        tokens: Tensor = self.linear_2(self.hidden(features.to(self.linear_2.weight.dtype)))
+        return tokens if self.out_norm is None else self.out_norm(tokens)
+
     def forward(self, features: Tensor) -> Tensor:
         """[N, P, V] -> [N, M, D]."""
-        tokens: Tensor = self.linear_2(self.hidden(features.to(self.linear_2.weight.dtype)))
+        tokens = self.content(features)
         return tokens if self.positions is None else tokens + self.positions.to(tokens.dtype)
 
     @torch.no_grad()
     def set_output_rms(self, rms: float, features: Tensor | None = None) -> None:
-        """Scale the last matrix (and the position vectors) so that the visual tokens of `features` have this RMS.
+        """Scale the last matrix or norm (and the position vectors): the visual tokens of `features` get this RMS.
 
         Args:
             rms: root mean square over all entries, that of the LLM's word embeddings.
@@ -111,11 +119,11 @@ class Projector(nn.Module):
             features = torch.randn(4, self.in_grid[0] * self.in_grid[1], self.in_width, generator=generator)
         if self.positions is not None:
             self.positions.mul_(self.config.position_gain * rms / _rms(self.positions))
-        weight = self.linear_2.weight
-        content = self.linear_2(self.hidden(features.to(weight)))  # [N, M, D]
+        content = self.content(features.to(self.linear_2.weight))  # [N, M, D]
         gain = gain_for(content.double(), 0.0 if self.positions is None else self.positions.double(), rms)
-        weight.mul_(gain)
-        self.linear_2.bias.mul_(gain)
+        last = self.linear_2 if self.out_norm is None else self.out_norm
+        last.weight.mul_(gain)
+        last.bias.mul_(gain)
 
     @torch.no_grad()
     def _start(self) -> None:

@@ -2,7 +2,9 @@
 
 Shapes: N pictures, S input size in pixels, grid (h, w), P = h * w patches in row-major order, V width of the tower.
 A tower sees the whole padded square (views.py): centre crops and aspect ratios of image processors are not used.
-Tokens that stand for no place (CLS, registers) are dropped by structure: what comes before the last h * w tokens.
+Tokens that stand for no place (CLS, registers) are dropped by structure: what comes before the last h * w tokens. A
+front-end may ask for the CLS token, which is then the first of 1 + P rows. What the queries of a Q-Former give is no
+grid: all Q of them are rows, P = Q.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tsugiki.errors import InputError, TsugikiError, UnsupportedError
-from tsugiki.vision.views import TRANSFORM_VERSION, augmented, extended, mean_colour, padded_square, to_pixels
+from tsugiki.vision._outputs import channels_first, grid_of
+from tsugiki.vision.views import TRANSFORM_VERSION, Transform, mean_colour, padded_square
 
 # Measured on one CPU core with EfficientNet-Lite0, pictures/s: 75 at 2 or 4, 54 at 8, 44 at 16 (what is in flight
 # fits the CPU cache).
@@ -39,6 +41,7 @@ class Tower(nn.Module):
         licence: of the weights, for the card.
         patch_size: pixels per token where the backbone says it; else the grid is the largest square of tokens.
         grid: (h, w) where it is known.
+        queries: the tokens are those of queries, which have no place.
         version: of the backbone's code, where the same weights may come to mean something else.
 
     Raises:
@@ -56,6 +59,7 @@ class Tower(nn.Module):
         licence: str = "unknown",
         patch_size: int | None = None,
         grid: tuple[int, int] | None = None,
+        queries: bool = False,
         version: str = "",
     ) -> None:
         super().__init__()
@@ -63,16 +67,19 @@ class Tower(nn.Module):
         self.name, self.input_size, self.licence, self.version = name, input_size, licence, version
         self.normalise = (_triple("mean", mean, name), _triple("std", std, name))
         self.encode_batch = ENCODE_BATCH
+        self.queries, self.cls = queries, False
         self._frozen = True
         self._hash: tuple[tuple[Any, ...], str] | None = None
         self._parts = tuple(backbone.modules())
         self.channels_last = False
         self.frozen = True
         output = self._probe()
-        self.grid = grid or _grid_of(output, input_size, patch_size, name)
+        self.grid = (1, int(output.shape[1])) if queries else grid or grid_of(output, input_size, patch_size, name)
         self.width = int(self._flatten(output).shape[-1])
         # Patches that do not divide S leave a rest on the right and below unseen: the picture must not reach into it.
-        cut = patch_size is not None and output.ndim == 3 and self.grid == (input_size // patch_size,) * 2
+        cut = (
+            patch_size is not None and not queries and output.ndim == 3 and self.grid == (input_size // patch_size,) * 2
+        )
         self.view_size = input_size - input_size % patch_size if cut and patch_size else input_size
         if output.ndim == 4:  # a convolutional network: this memory layout is the fast one on CPUs and GPUs
             self.channels_last = True
@@ -97,18 +104,22 @@ class Tower(nn.Module):
         """P."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the features: P, and one more where the CLS token is kept."""
+        return self.patches + self.cls
+
+    @property
+    def transform(self) -> Transform:
+        """An RGB picture (and the number of a fixed augmentation, 0 = none) -> pixels, float32 [3, S, S]."""
+        return Transform(*self.normalise, self.input_size, self.view_size)
+
     def view(self, image: Image.Image) -> Image.Image:
         """The padded square that the tower sees of a picture, before any augmentation."""
         return padded_square(image, self.view_size, mean_colour(self.normalise[0]))
 
-    def transform(self, image: Image.Image, variant: int = 0) -> Tensor:
-        """An RGB picture -> pixels, float32 [3, S, S]; `variant` is the number of a fixed augmentation, 0 = none."""
-        mean, std = self.normalise
-        view = augmented(self.view(image), variant)
-        return to_pixels(extended(view, self.input_size, mean_colour(mean)), mean, std)
-
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [N, 3, S, S] -> features [N, P, V] in the tower's dtype; no gradient where it is frozen."""
+        """Pixels [N, 3, S, S] -> features [N, P (+ 1), V] in the tower's dtype; no gradient where it is frozen."""
         self._check_pixels(pixel_values)
         pixel_values = pixel_values.to(self._like())
         if self.channels_last:
@@ -117,7 +128,7 @@ class Tower(nn.Module):
             return self._flatten(self.backbone(pixel_values))
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """What is cached, and what a live picture of a frozen tower gives: features in fp16 [N, P, V].
+        """What is cached, and what a live picture of a frozen tower gives: features in fp16 [N, P (+ 1), V].
 
         Every call of the backbone sees `encode_batch` pictures (the last ones are padded with zeros), so that a
         picture's features do not depend on how many came with it. Values beyond fp16 are clamped. Autocast is off: a
@@ -125,7 +136,7 @@ class Tower(nn.Module):
         """
         self._check_pixels(pixel_values)
         batch, parts = self.encode_batch, []
-        empty = torch.zeros(0, self.patches, self.width, dtype=torch.float16, device=self.device)
+        empty = torch.zeros(0, self.rows, self.width, dtype=torch.float16, device=self.device)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             for part in pixel_values.split(batch) if len(pixel_values) else ():
                 padding = part.new_zeros(batch - len(part), *part.shape[1:])
@@ -161,6 +172,7 @@ class Tower(nn.Module):
         """SHA-256 of all that features depend on but the picture: weights, transform, input size, code version."""
         backbone = getattr(self.backbone, "identity", type(self.backbone).__name__)
         parts = [TRANSFORM_VERSION, self.weights_sha256(), backbone, self.version, self.input_size, *self.normalise]
+        parts += ["cls"] if self.cls else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def extra_repr(self) -> str:
@@ -169,8 +181,16 @@ class Tower(nn.Module):
 
     def _flatten(self, output: Tensor) -> Tensor:
         if output.ndim == 4:
-            return (output.flatten(2).transpose(1, 2) if _channels_first(output) else output.flatten(1, 2)).contiguous()
-        return output[:, -self.grid[0] * self.grid[1] :] if hasattr(self, "grid") else output
+            cells = output.flatten(2).transpose(1, 2) if channels_first(output) else output.flatten(1, 2)
+            cells = cells.contiguous()
+        elif not hasattr(self, "grid"):
+            return output
+        else:
+            cells = output[:, -self.patches :]
+        if not self.cls:
+            return cells
+        has_one = output.ndim == 3 and output.shape[1] > self.patches
+        return torch.cat([output[:, :1] if has_one else cells.mean(dim=1, keepdim=True), cells], dim=1)
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
         expected = (3, self.input_size, self.input_size)
@@ -205,16 +225,20 @@ class Tower(nn.Module):
         return output
 
 
-def build_tower(source: str | Path | nn.Module, input_size: int | None = None, *, layer: int = -1) -> Tower:
+def build_tower(
+    source: str | Path | nn.Module, input_size: int | None = None, *, layer: int = -1, post_norm: bool = False
+) -> Tower:
     """A tower from an asset's name, a hub id, a folder, a transformers model, or any module with attributes.
 
-    A module needs `input_size`, `mean` and `std`, and may have `name`, `licence`, `patch_size`, `grid`, `version`.
+    A module needs `input_size`, `mean` and `std`, and may have `name`, `licence`, `patch_size`, `grid`, `queries`,
+    `version`.
 
     Args:
         source: see above; a `Tower` is returned as it is.
         input_size: S; None = the model's own.
         layer: which hidden states of a transformers model are the features; -1 = its last output, -2 = those before
             the last layer.
+        post_norm: CLIP's last LayerNorm on all of its tokens.
 
     Raises:
         UnsupportedError: no vision model, or one that can't take `input_size`.
@@ -231,10 +255,14 @@ def build_tower(source: str | Path | nn.Module, input_size: int | None = None, *
             )
         return source
     if isinstance(source, nn.Module):
-        return hf.from_model(source, input_size, layer) if hf.is_hf(source) else _from_module(source, input_size)
+        return (
+            hf.from_model(source, input_size, layer, post_norm)
+            if hf.is_hf(source)
+            else _from_module(source, input_size)
+        )
     if str(source) in efficientnet.NAMES:
         return efficientnet.load(str(source), input_size)
-    return hf.from_name(str(source), input_size, layer)
+    return hf.from_name(str(source), input_size, layer, post_norm)
 
 
 def _from_module(module: nn.Module, input_size: int | None) -> Tower:
@@ -246,7 +274,7 @@ def _from_module(module: nn.Module, input_size: int | None) -> Tower:
             fix="Set them, or name a transformers model.",
         )
     own: Any = module
-    optional = {k: getattr(own, k) for k in ("licence", "patch_size", "grid", "version") if hasattr(own, k)}
+    optional = {k: getattr(own, k) for k in ("licence", "patch_size", "grid", "queries", "version") if hasattr(own, k)}
     name = str(getattr(own, "name", type(module).__name__))
     if input_size not in (None, own.input_size):
         optional.pop("grid", None)
@@ -262,23 +290,3 @@ def _triple(field: str, values: Sequence[float], name: str) -> tuple[float, floa
             f"{field}={list(values)} of {name}", expected="three numbers" + (" > 0" if field == "std" else "")
         )
     return numbers[0], numbers[1], numbers[2]
-
-
-def _channels_first(output: Tensor) -> bool:
-    return output.shape[2] == output.shape[3] or output.shape[1] != output.shape[2]
-
-
-def _grid_of(output: Tensor, input_size: int, patch_size: int | None, name: str) -> tuple[int, int]:
-    if output.ndim == 4:
-        h, w = output.shape[2:] if _channels_first(output) else output.shape[1:3]
-        return int(h), int(w)
-    tokens = int(output.shape[1])
-    side = input_size // patch_size if patch_size else 0
-    # Hierarchical transformers merge patches: there the patch size says nothing about the number of tokens.
-    side = side if 0 < side * side <= tokens else isqrt(tokens)
-    if side == 0 or 2 * side * side < tokens:
-        raise UnsupportedError(
-            f"{name} returns {tokens} tokens for {input_size} px", expected="a square grid after a few other tokens",
-            fix="Use another tower.",
-        )  # fmt: skip
-    return side, side

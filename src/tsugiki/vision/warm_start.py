@@ -56,8 +56,9 @@ def warm_start(
     """Set the projector from pictures with captions, position vectors apart. 2,000 pictures take half a minute at most.
 
     Args:
-        frontend: its projector is changed in place.
-        features: of a frozen tower, [n, P, V], as `FeatureCache.get` or `FrontEnd.encode` give them.
+        frontend: its projector is changed in place; of a mix also those of queries, on what each maps of the whole
+            square.
+        features: of frozen towers, [n, P, V] or [n, E], as `FeatureCache.get` or `FrontEnd.encode` give them.
         texts: n captions, or all that is said of a picture in one string.
         tokenizer: the LLM's.
         word_embeddings: [vocabulary, D], with the LLM's own scaling of embeddings if it has one.
@@ -80,20 +81,43 @@ def warm_start(
     _check(frontend, features, texts, word_embeddings, first)
     keep = torch.linspace(0, len(texts) - 1, min(limit, len(texts))).round().long()
     features, texts = features.cpu()[keep], [texts[i] for i in keep.tolist()]
-    projector = copy.deepcopy(frontend.projector).float().cpu()  # the given one stays as it is if anything goes wrong
     table = word_embeddings.detach().float().cpu()
+    words = content_words(texts, tokenizer, power=idf_power, min_count=min_count) if match else None
     report: dict[str, Any] = {"matched": False, "pictures": len(texts), "first": first, "norm": norm}
-    rms = float(table.pow(2).mean().sqrt())
-    words = content_words(texts, tokenizer, power=idf_power, min_count=min_count)
-    if match and len(words.ids) >= 2:
-        report |= _match(projector, features, words, table, first) | {"matched": True, "words": len(words.ids)}
-    elif match:
-        report["reason"] = "the texts do not differ: nothing to match"
+    if words is not None and len(words.ids) < 2:
+        words, report["reason"] = None, "the texts do not differ: nothing to match"
+    if words is not None:
+        report |= {"matched": True, "words": len(words.ids)}
+    fitted, own = [], []
+    for projector, inputs in frontend.projections(features):
+        fitted.append(copy.deepcopy(projector).float().cpu())  # the given ones stay if anything goes wrong
+        own.append(_start(fitted[-1], inputs, words, table, first, norm))
+    for (projector, _), start in zip(frontend.projections(features[:1]), fitted, strict=True):
+        projector.load_state_dict(start.state_dict())
+    report |= own[0] | ({"queries": own[1:]} if own[1:] else {})
+    return report | {"seconds": time.perf_counter() - began}
+
+
+def _start(
+    projector: Projector, features: Tensor, words: ContentWords | None, table: Tensor, first: str, norm: float | None
+) -> dict[str, Any]:
+    """Set one projector from what it maps [n, P, V]; a norm behind the last matrix keeps the directions that were
+    fitted without it."""
+    out_norm, projector.out_norm = projector.out_norm, None
+    rms, report = float(table.pow(2).mean().sqrt()), dict[str, Any]()
+    if words is not None:
+        report |= _match(projector, features, words, table, first)
     if norm is not None:
-        _set_norm(projector, features, rms, norm, centred=report["matched"])
-    tokens = _tokens(projector, features)
-    frontend.projector.load_state_dict(projector.state_dict())
-    return report | {"rms": float(tokens.pow(2).mean().sqrt()), "seconds": time.perf_counter() - began}
+        _set_norm(projector, features, rms, norm, centred=words is not None)
+    size = float(_tokens(projector, features).pow(2).mean().sqrt())
+    if out_norm is not None:
+        projector.out_norm = out_norm
+        out_norm.reset_parameters()
+        positions = 0.0 if projector.positions is None else projector.positions.double()
+        content = torch.cat([projector.content(part) for part in _chunks(features[:_SAMPLE])]).double()
+        out_norm.weight.mul_(gain_for(content, positions, size))
+        size = float(_tokens(projector, features).pow(2).mean().sqrt())
+    return report | {"rms": size}
 
 
 @dataclass(frozen=True)
