@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from tsugiki.data import schema
-from tsugiki.synth.fonts import FACES, SPLITS
 from tsugiki.synth.backgrounds import KINDS, Backgrounds, Split
+from tsugiki.synth.fonts import FACES, SPLITS
 from tsugiki.synth.layout import pick
 from tsugiki.synth.lettering import RGB, Sheet, Written
 from tsugiki.synth.pages import PAGES, Gauge, Maker, draw

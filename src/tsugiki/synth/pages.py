@@ -71,7 +71,7 @@ class Maker:
         return _INNER * self.sheet.size
 
     def word(self, width: float | None = None) -> str:
-        """A word of the split: the name of a pictogram, of at most 12 letters, that can be written in `width` pixels."""
+        """The name of a pictogram, of the split, of at most 12 letters, that can be written in `width` pixels."""
         language = self.texts.language
         names = [w for w in dict.fromkeys(p.name(language) for p in table()) if len(w) <= 12 and belongs(w, self.split)]
         return one([w for w in names if width is None or self.sheet.width(w, SMALLEST) <= width], self.rng)
