@@ -52,9 +52,8 @@ class Settings:
     inner: Sequence[str] = ()
     """Tasks that `conditions` runs on altered pictures; () = the first that can score a sample."""
     conditions: Sequence[str] = ()
-    """Of `alterations.CONDITIONS`; () = all."""
+    """Of `alterations.CONDITIONS`, at `strengths`; () = all."""
     strengths: Sequence[int] = (1, 2, 3)
-    """Of each condition."""
     progress: Callable[[str, int, int], None] | None = None
     """Called with task name, items done, items in all."""
 

@@ -1,8 +1,7 @@
 """FrontEnd: everything between a picture and the visual tokens that an LLM reads, as one object with one config.
 
 Shapes: N pictures, S input size in pixels, P patches, V tower width, M visual tokens, D LLM width.
-One tower today. Each tower has its own transform, encoding and cache entry, and `towers` is a list already: a mix of
-several comes between their features and the projector.
+One tower today; `towers` is a list already: a mix of several comes between their features and the projector.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from tsugiki.errors import BaseMismatchError, InputError, StoreError, UnknownNam
 from tsugiki.types import VisualTokens
 from tsugiki.vision.places import Places
 from tsugiki.vision.projector import Projector, ProjectorConfig, build_projector
+from tsugiki.vision.site import site_state
 from tsugiki.vision.tower import ENCODE_BATCH, Tower, build_tower
 
 
@@ -51,6 +51,8 @@ class FrontEndConfig:
     """Fields of `data.boxes.BoxCodec`: how the model reads and writes boxes; {} = three decimals."""
     train_tower: bool = False
     """Train the tower too: it is then saved with the front-end, and its features are never cached."""
+    site: bool = False
+    """The towers' statistics are those of a site (`site.py`), saved with the front-end."""
     encode_batch: int = ENCODE_BATCH
     """Pictures per call of a frozen tower; live and cached features are bit-equal at the same value."""
     seed: int = 0
@@ -63,9 +65,9 @@ class FrontEndConfig:
     licence: str = ""
     """Of the tower's weights."""
     tower_sha256: str = ""
-    """Of the tower's weights, without what training changed."""
+    """Of the tower's weights, without what training or a site changed."""
     fingerprint: str = ""
-    """Of the tower's weights and transform."""
+    """Of the tower's weights and transform, as it was built."""
 
     def __post_init__(self) -> None:
         self.projector_config()  # its names are checked here, before anything is loaded
@@ -103,7 +105,7 @@ class FrontEndConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; without the settings of boxes where they are the defaults, as older grafts were saved."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {k: v for k, v in values.items() if v or k not in ("places", "box_text")}
+        return {k: v for k, v in values.items() if v or k not in ("places", "box_text", "site")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FrontEndConfig:
@@ -244,13 +246,13 @@ class FrontEnd(nn.Module):
         self.projector.set_output_rms(rms, features)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What is saved: projector, positions, places, and the tower if it trains. Detached, not copied."""
+        """What is saved: projector, positions, places, a site's statistics, the tower if it trains. Detached views."""
         state = {f"projector.{k}": v.detach() for k, v in self.projector.state_dict().items()}
         if self.places is not None:
             state |= {f"places.{k}": v.detach() for k, v in self.places.state_dict().items()}
         if self.config.train_tower:
             state |= {f"tower.{k}": v.detach() for k, v in self.tower.state_dict().items()}
-        return state
+        return state | (site_state(self.towers) if self.config.site else {})
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """The reverse of `trainable_state`.
