@@ -1,4 +1,4 @@
-"""`tsugiki synth`: annotated pictures in, questions with answers in steps out (scout); pictures of text (ocr)."""
+"""`tsugiki synth`: questions about annotated pictures (scout, formats), and pictures of text (ocr)."""
 
 from __future__ import annotations
 
@@ -69,16 +69,6 @@ def scout(
     _tell(file, samples, problems, left_out)
 
 
-def _tell(file: Path, samples: Sized, problems: list[InputError], left_out: Counter[str]) -> None:
-    for problem in problems:
-        complain(problem)
-    for reason, count in left_out.most_common():
-        show(f"left out: {count} x {reason}")
-    show(f"{file if samples else 'nothing written'}: {len(samples)} samples; {len(problems)} wrong entries")
-    if problems:
-        raise typer.Exit(1)
-
-
 @synth.command(epilog=example("tsugiki synth ocr 200 --out ocr --page nameplate --language ja"))
 def ocr(
     n: Annotated[int, typer.Argument(help="Pictures to draw.", show_default=False, min=1)],
@@ -124,3 +114,49 @@ def ocr(
             **{name: value for name, value in chosen.items() if value},
         )  # fmt: skip
     show(f"{out / 'samples.jsonl'}: {len(samples)} samples about {n} pictures")
+
+
+@synth.command(epilog=example("tsugiki synth formats coco.json --images photos --out mix.jsonl"))
+def formats(
+    source: Annotated[
+        Path, typer.Argument(help="COCO (.json), or samples whose boxes have labels (.jsonl).", show_default=False)
+    ],
+    images: Annotated[Path | None, typer.Option(help="Folder of COCO's pictures.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write.")] = Path("formats.jsonl"),
+    questions: Annotated[int, typer.Option(help="About each picture, of different formats.", min=1)] = 3,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="caption, grounded caption, vqa, choice, rec, reg, detection; several times. Default: all.",
+        ),
+    ] = None,
+    language: Annotated[list[str] | None, typer.Option(help="en, ja; several times. Default: en.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed asks the same questions.")] = 0,
+) -> None:
+    """Ask about named boxes in the formats of a task mix: captions, counts, choices, boxes of names, names of boxes.
+
+    Wrong annotations are told and left out. Exit code 1 if there are any.
+    """
+    from tsugiki.data import schema
+    from tsugiki.synth.formats import convert
+
+    problems: list[InputError] = []
+    left_out: Counter[str] = Counter()
+    samples = convert(
+        source, images=images, formats=form, languages=language or ("en",), questions=questions, seed=seed,
+        problems=problems, left_out=left_out,
+    )  # fmt: skip
+    if samples:
+        schema.write(out, samples)
+    _tell(out, samples, problems, left_out)
+
+
+def _tell(file: Path, samples: Sized, problems: list[InputError], left_out: Counter[str]) -> None:
+    for problem in problems:
+        complain(problem)
+    for reason, count in left_out.most_common():
+        show(f"left out: {count} x {reason}")
+    show(f"{file if samples else 'nothing written'}: {len(samples)} samples; {len(problems)} wrong entries")
+    if problems:
+        raise typer.Exit(1)
