@@ -226,15 +226,8 @@ def _graft_configs(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[l
 
 
 def _check_rest(rest: Mapping[str, Any], names: Sequence[str], *, frontend: bool) -> None:
-    found = {
-        "tower",
-        "towers",
-        "grid",
-        "width",
-        "licence",
-        "tower_sha256",
-        "fingerprint",
-    }  # the tower says these itself
+    # The tower says these itself; a site is adapted to.
+    found = {"tower", "towers", "grid", "width", "licence", "tower_sha256", "fingerprint", "site"}
     known = {f.name for f in dataclasses.fields(FrontEndConfig)} - found if frontend else set()
     for name in rest:
         if name not in known:

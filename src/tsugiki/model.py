@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -35,6 +35,7 @@ from tsugiki.grafts._context import KEYWORD, Context
 from tsugiki.grafts._sites import refuse_unregistered
 from tsugiki.types import Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
+from tsugiki.vision.site import adapt_frontend
 
 
 class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, GenerationMixin):
@@ -486,6 +487,13 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         from tsugiki.processor import encode_samples
 
         return encode_samples(self, samples, **options)
+
+    def adapt_to_site(self, pictures: Iterable[ImageSource], blend: float = 0.5) -> int:
+        """Estimate the batch norms of the vision towers again on unlabelled pictures; see `vision.site`. Text is not
+        touched; proofs and cached features of before belong to the model of before."""
+        changed = adapt_frontend(self.frontend, pictures, blend)
+        self.config.frontend = self.frontend.config.to_dict()
+        return changed
 
     def save(self, folder: Any, **options: Any) -> Any:
         """Write the graft alone; see `tsugiki.store.save`."""

@@ -201,7 +201,8 @@ def load(
         frontend_config = dataclasses.replace(frontend_config, towers=own)
     elif (path / TOWER).is_dir():
         frontend_config = dataclasses.replace(frontend_config, tower=str(path / TOWER))
-        if frontend_config.train_tower:  # exported as it was trained; the hash is that of its start
+        # Exported as it was trained or adapted; the hash is that of its start.
+        if frontend_config.train_tower or frontend_config.site:
             frontend_config = dataclasses.replace(frontend_config, tower_sha256="")
     decoder = DecoderSpec(llm)
     frontend = FrontEnd.build(

@@ -156,3 +156,45 @@ def test_scenes_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stdout == (
         "left out: 2 x question with the same step twice\nmade/scout.jsonl: 1 samples; 0 wrong entries\n"
     )
+
+
+def test_formats_from_coco() -> None:
+    command = [
+        "synth",
+        "formats",
+        coco(),
+        "--images",
+        "photos",
+        "--format",
+        "rec",
+        "--format",
+        "vqa",
+        "-o",
+        "mix.jsonl",
+    ]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "mix.jsonl: 2 samples; 0 wrong entries\n" and schema.check("mix.jsonl") == []
+    assert {s.meta["format"] for s in schema.load("mix.jsonl")} == {"rec", "vqa"}
+
+
+def test_ocr_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def generate(n: int, *, progress: Any, **options: Any) -> list[Sample]:
+        given.update(options, n=n)
+        return [Sample(id="a", messages=())]
+
+    monkeypatch.setattr("tsugiki.synth.ocr.generate", generate)
+    command = ["synth", "ocr", "5", "--out", "made", "--page", "gauge", "--font", "ipaex-gothic", "--seed", "2"]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0 and "made/samples.jsonl: 1 samples about 5 pictures" in result.stdout
+    assert given == {
+        "n": 5, "out": Path("made"), "pages": ["gauge"], "fonts": ["ipaex-gothic"], "seed": 2, "size": 224,
+        "split": "train", "questions_per_picture": 1,
+    }  # fmt: skip
+
+
+def test_an_unknown_font_is_named() -> None:
+    result = CliRunner().invoke(app, ["synth", "ocr", "5", "--font", "comic"])
+    assert result.exit_code == 2 and "unknown font 'comic'; expected one of ipaex-gothic" in result.stderr

@@ -1,4 +1,4 @@
-"""`tsugiki synth scout`: annotated pictures in, questions with answers in steps out."""
+"""`tsugiki synth`: questions about annotated pictures (scout, formats), and pictures of text (ocr)."""
 
 from __future__ import annotations
 
@@ -67,6 +67,89 @@ def scout(
                 n or 0, out=file.parent, progress=lambda done, total: tell("scenes", done, total), **chosen
             )
     _tell(file, samples, problems, left_out)
+
+
+@synth.command(epilog=example("tsugiki synth ocr 200 --out ocr --page nameplate --language ja"))
+def ocr(
+    n: Annotated[int, typer.Argument(help="Pictures to draw.", show_default=False, min=1)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new or empty folder, or that of an earlier run.")] = Path(
+        "ocr"
+    ),
+    questions: Annotated[int, typer.Option(help="About each picture.", min=1)] = 1,
+    page: Annotated[
+        list[str] | None, typer.Option(help="words, label, nameplate, gauge, table; several times. Default: all.")
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="clean, blur, rotation, low contrast; several times. Default: all, mostly clean."),
+    ] = None,
+    font: Annotated[
+        list[str] | None, typer.Option(help="Several times, one for each language. Default: those of the split.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="read, field, gauge, cell, text box, spotting, table; several times. Default: all."),
+    ] = None,
+    language: Annotated[list[str] | None, typer.Option(help="en, ja; several times. Default: both.")] = None,
+    background: Annotated[
+        list[str] | None, typer.Option(help="plain, texture, photo; several times. Default: all.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "test"], typer.Option(help="Words, fonts and backgrounds of the two differ.")
+    ] = "train",
+    size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
+) -> None:
+    """Draw text (words, labels, nameplates, gauges, tables) and ask about it, with true boxes."""
+    from tsugiki.synth.ocr import generate
+
+    chosen: dict[str, Any] = {
+        "pages": page, "conditions": condition, "fonts": font, "tasks": task, "languages": language,
+        "backgrounds": background,
+    }  # fmt: skip
+    with counting() as tell:
+        samples = generate(
+            n, out=out, questions_per_picture=questions, split=split, size=size, seed=seed,
+            progress=lambda done, total: tell("pictures", done, total),
+            **{name: value for name, value in chosen.items() if value},
+        )  # fmt: skip
+    show(f"{out / 'samples.jsonl'}: {len(samples)} samples about {n} pictures")
+
+
+@synth.command(epilog=example("tsugiki synth formats coco.json --images photos --out mix.jsonl"))
+def formats(
+    source: Annotated[
+        Path, typer.Argument(help="COCO (.json), or samples whose boxes have labels (.jsonl).", show_default=False)
+    ],
+    images: Annotated[Path | None, typer.Option(help="Folder of COCO's pictures.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write.")] = Path("formats.jsonl"),
+    questions: Annotated[int, typer.Option(help="About each picture, of different formats.", min=1)] = 3,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="caption, grounded caption, vqa, choice, rec, reg, detection; several times. Default: all.",
+        ),
+    ] = None,
+    language: Annotated[list[str] | None, typer.Option(help="en, ja; several times. Default: en.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed asks the same questions.")] = 0,
+) -> None:
+    """Ask about named boxes in the formats of a task mix: captions, counts, choices, boxes of names, names of boxes.
+
+    Wrong annotations are told and left out. Exit code 1 if there are any.
+    """
+    from tsugiki.data import schema
+    from tsugiki.synth.formats import convert
+
+    problems: list[InputError] = []
+    left_out: Counter[str] = Counter()
+    samples = convert(
+        source, images=images, formats=form, languages=language or ("en",), questions=questions, seed=seed,
+        problems=problems, left_out=left_out,
+    )  # fmt: skip
+    if samples:
+        schema.write(out, samples)
+    _tell(out, samples, problems, left_out)
 
 
 def _tell(file: Path, samples: Sized, problems: list[InputError], left_out: Counter[str]) -> None:

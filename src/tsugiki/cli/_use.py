@@ -192,12 +192,11 @@ def _scorable(data: Path | None) -> list[str]:
     if data is None:
         return ["retention"]
     samples = schema.load(data)
-    names = [name for name in task.available() if name != "retention"]
-    found = [name for name in names if task.load(name).select(samples)]
+    found = task.scorable(samples)
     if not found:
         raise DataError(
             f"none of {len(samples)} samples can be scored",
-            expected=f"samples with an answer, for {', '.join(names)}",
+            expected=f"samples with an answer, for one of {', '.join(task.available())}",
             fix="Fill in the answers.",
             where=str(data),
         )

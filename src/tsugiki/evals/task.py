@@ -1,7 +1,8 @@
 """Tasks: what is measured, found by file name in `tasks/`, and `evaluate`, which runs them.
 
 A task is a module with `VERSION: int`, `DESCRIPTION: str`, `select(samples)` and `measure(model, samples, settings)`;
-its name is the file's. A change of what a figure means raises VERSION, so that old figures are not compared with new.
+its name is the file's. One with `BY_NAME = True` runs only where it is named. A change of what a figure means raises
+VERSION, so that old figures are not compared with new.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class Settings:
     holdout: Sequence[int] | float = 0.2
     """Share (or indices) of the training samples on which the yardsticks choose C, alpha and k."""
     seed: int = 0
+    inner: Sequence[str] = ()
+    """Tasks that `conditions` runs on altered pictures; () = the first that can score a sample."""
+    conditions: Sequence[str] = ()
+    """Of `alterations.CONDITIONS`, at `strengths`; () = all."""
+    strengths: Sequence[int] = (1, 2, 3)
     progress: Callable[[str, int, int], None] | None = None
     """Called with task name, items done, items in all."""
 
@@ -123,6 +129,13 @@ def load(name: str) -> Task:
     if name not in available():
         raise UnknownNameError("task", name, available())
     return cast(Task, importlib.import_module(f"tsugiki.evals.tasks.{name}"))
+
+
+def scorable(samples: Sequence[Sample]) -> list[str]:
+    """Tasks that can score any of the samples; those that run only where they are named are left out."""
+    loaded = {name: load(name) for name in available()}
+    usual = {n: t for n, t in loaded.items() if getattr(t, "NEEDS_SAMPLES", True) and not getattr(t, "BY_NAME", False)}
+    return [name for name, task in usual.items() if task.select(samples)]
 
 
 def evaluate(model: Any, tasks: str | Sequence[str], data: Data | None = None, **settings: Any) -> list[Score]:

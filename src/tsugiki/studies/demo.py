@@ -234,7 +234,7 @@ def _part(
         proof = proofs.verify(model, answers=PROOF_ANSWERS, seed=seed, out=folder / "proof.json")
     clock.say(proofs.describe(proof))
     clock.done(f"{name}: prove")
-    names = [n for n in tasks.available() if n != "retention" and tasks.load(n).select(ask)]
+    names = tasks.scorable(ask)
     limit = TEST_PHOTOGRAPHS if plan.data == "fabric" else None
     results: dict[str, tasks.Result] = {}
     for task in names:

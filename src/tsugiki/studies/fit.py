@@ -178,8 +178,7 @@ def judge(model: Any, parts: Parts, features: Any, *, seed: int = 0, **settings:
         features: a cache of tower outputs, or None.
         settings: further fields of `evals.task.Settings`.
     """
-    loaded = {name: tasks.load(name) for name in tasks.available()}
-    names = [n for n, t in loaded.items() if getattr(t, "NEEDS_SAMPLES", True) and t.select(parts.test)]
+    names = tasks.scorable(parts.test)
     common = {"features": features, "train": parts.train, "holdout": parts.hold or 0.2, "seed": seed}
     return tasks.measure(model, names, parts.test, **{**common, **settings}) if names else {}
 

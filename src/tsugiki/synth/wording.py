@@ -77,7 +77,7 @@ def worded(task: str, draft: Draft, scene: Picture, phrases: Phrases, form: str,
     only = draft.kind == "detect class" or (form == "boxes" and draft.kind == "box" and rng.random() < 0.7)
     hint = _hint(task, draft.kind, form, only)
     parts = cut(one(phrases.questions[draft.kind], rng), draft.fields, [(box, None) for box in draft.asked], phrases)
-    question = _merged((*parts, TextPart(phrases.space + one(phrases.hints[hint], rng))))
+    question = merged((*parts, TextPart(phrases.space + one(phrases.hints[hint], rng))))
     targets = [scene.objects[i] for i in draft.targets]
     marked = [(o.box, o.name(phrases.language)) for o in targets]
     if draft.answers == "caption":
@@ -141,7 +141,7 @@ def cut(
     return tuple(parts)
 
 
-def _merged(parts: Sequence[Part]) -> tuple[Part, ...]:
+def merged(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Neighbouring texts as one part."""
     merged: list[Part] = []
     for part in parts:

@@ -13,7 +13,9 @@ from tsugiki.vision.tower import ENCODE_BATCH
 from tsugiki.vision.views import Views
 
 ALIGN = ("repeat", "bilinear")
-_LATER = ("towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "places", "box_text", "post_norm")
+_LATER = (
+    "towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "places", "box_text", "post_norm", "site"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class FrontEndConfig:
     """Fields of `data.boxes.BoxCodec`: how the model reads and writes boxes; {} = three decimals."""
     train_tower: bool = False
     """Train the tower too: it is then saved with the front-end, and its features are never cached."""
+    site: bool = False
+    """The towers' statistics are those of a site (`site.py`), saved with the front-end."""
     encode_batch: int = ENCODE_BATCH
     """Pictures per call of a frozen tower; live and cached features are bit-equal at the same value."""
     seed: int = 0

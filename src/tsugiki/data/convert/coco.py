@@ -45,10 +45,10 @@ def convert(
     path, wrong = Path(path), Problems(problems)
     asking = Asking(question=question, absent=absent, absent_answer=absent_answer, seed=seed)
     data = _fields.mapping(_fields.json_file(path), str(path))
-    names = _categories(data, path)
-    pictures = _pictures(data, path, images, wrong)
+    names = read_categories(data, path)
+    pictures = read_pictures(data, path, images, wrong)
     first: dict[Any, str] = {}
-    for where, entry in _entries(data, "annotations", path):
+    for where, entry in entries(data, "annotations", path):
         with wrong.caught():
             _read(entry, pictures, names, f"{where} (id {entry.get('id')})", first)
     found = [about for about in pictures.values() if about is not None]
@@ -63,8 +63,8 @@ def _read(
     first: dict[Any, str],
 ) -> None:
     """Add one annotation to its picture; `first` remembers where each id came first."""
-    image = _known(entry, "image_id", pictures, where)
-    name = names[_known(entry, "category_id", names, where)]
+    image = known_id(entry, "image_id", pictures, where)
+    name = names[known_id(entry, "category_id", names, where)]
     about = pictures[image]
     if about is None:
         return
@@ -77,26 +77,28 @@ def _read(
                 where=where,
             )
         if not entry.get("iscrowd"):
-            about.add(name, _box(entry, where), f"{where} bbox")
+            about.add(name, read_box(entry, where), f"{where} bbox")
 
 
-def _entries(data: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
+def entries(data: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """The entries of a list of the file, each with where it stands."""
     for index, entry in enumerate(_fields.sequence(data.get(key), f"{path} {key}")):
         yield f"{path} {key}[{index}]", _fields.mapping(entry, f"{path} {key}[{index}]")
 
 
-def _categories(data: Any, path: Path) -> dict[Any, str]:
+def read_categories(data: Any, path: Path) -> dict[Any, str]:
+    """Names by id."""
     names: dict[Any, str] = {}
-    for where, entry in _entries(data, "categories", path):
+    for where, entry in entries(data, "categories", path):
         names[_new(entry, names, where)] = _fields.text(entry.get("name"), f"{where} name")
     return names
 
 
-def _pictures(data: Any, path: Path, images: str | Path | None, wrong: Problems) -> dict[Any, Annotated | None]:
+def read_pictures(data: Any, path: Path, images: str | Path | None, wrong: Problems) -> dict[Any, Annotated | None]:
     """By id; None for a picture that is wrong, which is told once and not again for each of its boxes."""
     folder = Path(images) if images is not None else path.parent
     found: dict[Any, Annotated | None] = {}
-    for where, entry in _entries(data, "images", path):
+    for where, entry in entries(data, "images", path):
         with wrong.caught():
             key = _new(entry, found, where)
             found[key] = None
@@ -107,7 +109,8 @@ def _pictures(data: Any, path: Path, images: str | Path | None, wrong: Problems)
     return found
 
 
-def _box(entry: Any, where: str) -> Box:
+def read_box(entry: Any, where: str) -> Box:
+    """The bbox of an annotation, xyxy."""
     values = _fields.sequence(entry.get("bbox"), f"{where} bbox")
     if len(values) != 4:
         raise DataError(
@@ -117,7 +120,8 @@ def _box(entry: Any, where: str) -> Box:
     return Box(x, y, x + w, y + h)
 
 
-def _known(entry: Any, key: str, known: Mapping[Any, object], where: str) -> Any:
+def known_id(entry: Any, key: str, known: Mapping[Any, object], where: str) -> Any:
+    """The id under `key`, which has to be among the known ones."""
     value = _id(entry, key, where)
     if value not in known:
         raise DataError(f"{key} {value!r} is not listed", expected="a known id", fix="Correct it.", where=where)

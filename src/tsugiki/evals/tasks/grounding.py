@@ -42,7 +42,7 @@ from tsugiki.types import Box, BoxPart, Sample, Score
 VERSION = 2
 DESCRIPTION = "samples whose gold answer holds a box, or of the kind 'absent'"
 
-LISTS = ("caption", "detect")
+LISTS = ("caption", "detect", "spotting")
 THRESHOLD = 0.5
 SIZES = {
     "small": (0.0, 1 / 8),
@@ -59,7 +59,7 @@ Measure = Callable[[Reply, Boxes], float]
 
 def select(samples: Sequence[Sample]) -> list[Sample]:
     """Samples with a picture and gold boxes, or about nothing there; captions (many orders are right) and what
-    `detection` scores are left out."""
+    `detection` and `ocr` score are left out."""
     return [s for s in samples if s.images and s.answer and s.task not in LISTS and (gold(s) or is_absent(s))]
 
 
