@@ -13,8 +13,9 @@ from tsugiki.vision.tower import ENCODE_BATCH
 from tsugiki.vision.views import Views
 
 ALIGN = ("repeat", "bilinear")
-_LATER = (
-    "towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "places", "box_text", "post_norm", "site"
+_LATER = (  # than the first saved grafts
+    "towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "post_norm", "places", "box_text",
+    "site",
 )  # fmt: skip
 
 
