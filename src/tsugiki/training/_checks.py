@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsugiki.errors import InputError, RecipeError, UnsupportedError
-from tsugiki.training import gating, losses, parts, sources, warming
+from tsugiki.training import gating, losses, packed, parts, sources, warming
 from tsugiki.training.recipe import Recipe
 from tsugiki.types import Sample
 
@@ -37,6 +37,7 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
                 gating.check(model, stage, samples, where=where)
             elif not (taught := parts.taught_by(model, stage.parts)).issuperset(model.branches):
                 sources.refuse_idle_branches(samples, stage, model.branches, taught, where=where)
+            packed.check(model, stage, samples, where=where)
             if not parts.teaches_text(model, stage.parts):
                 sources.refuse_idle_text(samples, stage, where=where)
             loaded.append(samples)

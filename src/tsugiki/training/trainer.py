@@ -148,7 +148,7 @@ class _Session:
         if start is not None:
             self.reports, self.seconds = dict(start.state["reports"]), dict(start.state["stage_seconds"])
             keeps = self._keeps(start.position.stage)
-            if "llm" in keeps:  # so that the model knows, and says, that its LLM is no longer the base
+            if parts.trains_llm(keeps):  # so that the model knows, and says, that its LLM is no longer the base
                 self.model.freeze_llm(False)
                 self.model.freeze_llm(True)
             checkpoints.restore_weights(self.model, start, parts.trained_tensors(self.model, keeps))
