@@ -184,7 +184,7 @@ def replayed(
         RecipeError: no source of the stage has a picture.
     """
     pictures = [image for content in samples.values() for s in content for image in s.images]
-    out = {}
+    out: dict[str, list[Sample]] = {}
     for name, content in samples.items():
         source = stage.data[name]
         if source.replay == "packed":

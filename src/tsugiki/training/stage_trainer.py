@@ -175,18 +175,32 @@ class StageTrainer(Trainer):
             "label_tokens": self._labels,
             "text_label_tokens": self._text,
         }
-        self.work.record(row, self.progress)
+        lost = self._watched()
+        self.work.record(row | ({"retention": lost} if lost else {}), self.progress)
         every = self.work.recipe.save_steps
         due = every is not None and self.state.global_step % every == 0
-        if due or self.seconds - self._saved >= self.work.recipe.save_seconds:
+        if due or "beta" in lost or self.seconds - self._saved >= self.work.recipe.save_seconds:
             self.save()
+
+    def _watched(self) -> dict[str, Any]:
+        """What the text has lost, where it is due, for the log; the clock stands meanwhile."""
+        watch, step = self.work.watch, self.state.global_step
+        last = step == self.stage.steps or self.time_is_up
+        if watch is None or not (last or step % watch.limits.every == 0):
+            return {}
+        self.clock.stop()
+        lost = watch.look(self.model, self.stage.parts, self.work.folder, self.here, self.work.say)
+        self.control.should_training_stop = self.control.should_training_stop or watch.stopped
+        self.clock.start()
+        return lost
 
     def run(self) -> None:
         """Train what is left: nothing where the run was killed between the last step and the stage's end."""
         checkpoint = self.work.checkpoint
         if checkpoint is not None:
             self._place(checkpoint)
-            if self.time_is_up or checkpoint.position.step == self.stage.steps:
+            stopped = self.work.watch is not None and self.work.watch.stopped
+            if stopped or self.time_is_up or checkpoint.position.step == self.stage.steps:
                 return
         if self.stage.steps != 0:
             try:
@@ -221,6 +235,8 @@ class StageTrainer(Trainer):
             state = {"seconds": self.clock.seconds, "stream": self.work.stream.state_dict(), "schedule": schedule}
             position = Position(stage=self.work.index, step=self.state.global_step, finished=finished)
             keep = self.work.recipe.keep
+            if self.work.watch is not None:
+                state["retention"] = self.work.watch.state
             checkpoints.save(self.work.folder, position, **content, state={**state, **self.work.state}, keep=keep)
 
         self.here.tell(write)
