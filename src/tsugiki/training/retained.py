@@ -27,6 +27,8 @@ from tsugiki.training.processes import Processes
 from tsugiki.types import Score
 
 BATCH = 4
+SEED = 10_007
+"""Of the choice of articles: others than `evals.retention` begins with."""
 PREFIX = "language_model."
 
 
@@ -36,6 +38,7 @@ def check(model: Any, limits: Retention, *, trains: bool, sharded: bool, where: 
     Raises:
         RecipeError: the LLM does not train, is in pieces, or has no source files where they are needed.
         DataError: a file with fewer than two texts.
+        AssetError: the asset `wiki` is not fetched, and no file is given.
     """
     if not trains or sharded:
         raise RecipeError(
@@ -54,8 +57,7 @@ def check(model: Any, limits: Retention, *, trains: bool, sharded: bool, where: 
             fix="Load it from a folder or hub id, or remove the setting.",
             where=where,
         )
-    if limits.texts is not None:
-        texts(limits)
+    texts(limits)
 
 
 def texts(limits: Retention) -> list[str]:
@@ -66,7 +68,7 @@ def texts(limits: Retention) -> list[str]:
         AssetError: the asset `wiki` is not fetched.
     """
     if limits.texts is None:
-        return passages(limits.n, seed=limits.n)
+        return passages(limits.n, seed=SEED)
     try:
         content = limits.texts.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -181,7 +183,7 @@ def _keep(model: Any, trained: Mapping[str, Any], file: Path) -> None:
     Raises:
         StoreError: the disk is full.
     """
-    own = [part for part in trained if parts.trains_llm([part])]
+    own = {part: rate for part, rate in trained.items() if parts.trains_llm([part])}
     tensors = {name: p.detach().cpu().contiguous() for name, p in parts.trained_tensors(model, own).items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

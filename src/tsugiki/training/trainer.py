@@ -58,8 +58,8 @@ class TrainResult:
     resumed: bool = False
     """Whether it continued from a checkpoint."""
     reports: Mapping[str, Any]
-    """What warm starts reported, by stage; under `gate`, what a gate says to questions that were held out; under `text`,
-    the share of loss-bearing tokens that are text; under `retention`, what was measured of it."""
+    """What warm starts reported, by stage; under `gate`, what a gate says to questions that were held out; under
+    `text`, the share of loss-bearing tokens that are text; under `retention`, what was measured of it."""
 
 
 def train(
