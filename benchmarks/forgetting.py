@@ -181,7 +181,7 @@ def table() -> None:
         f"beta: of {BETAS}, the largest that takes back {RECOVERED:.0%} of the rise of the text loss on the search's"
         " texts. `the base's LLM` is beta = 0: the projector that was trained with the LLM, before the LLM as it was.",
         *([f"Share of text in replay's loss-bearing tokens: {np.mean(shares):.0%}."] if shares else []),
-        "gain kept, rise left: (mixed - base) / (as trained - base). Intervals: 95 %, bootstrap over pictures or texts.",
+        "gain kept, rise left: (mixed - base) / (as trained - base). Intervals: bootstrap over pictures or texts.",
     ]
     write("forgetting", "Forgetting: fine-tuned, with replay, and mixed with the base", rows, notes)
 

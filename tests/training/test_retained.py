@@ -26,13 +26,28 @@ TEXTS = [f"Text number {i} is about {'things ' * (1 + i % 4)}and ends." for i in
 DOCUMENTS = [Sample(id=f"d{i}", messages=(Message.of("assistant", "word " * (3 + i % 5)),)) for i in range(6)]
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LLM that knows the texts, so that it has something to lose."""
+    llm, tokenizer = tiny_llm(), tiny_tokenizer()
+    inputs = tokenizer(TEXTS, add_special_tokens=False, padding=True, return_tensors="pt")
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(llm.parameters(), lr=1e-2)
+    for _ in range(40):
+        llm(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("learned")
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """A folder that an LLM is loaded from, and texts."""
-    tiny_llm().save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+def base(learned: Path, tmp_path: Path) -> Path:
+    """Its folder; and the texts in a file."""
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
-    return tmp_path / "base"
+    return learned
 
 
 def loaded(base: Path) -> Any:
@@ -104,11 +119,15 @@ def test_measuring_changes_no_number(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("llm", ["trainable", "last_2"])
 def test_a_pull_blends_with_the_base_within_the_room(llm: str, base: Path, tmp_path: Path) -> None:
     seen: dict[int, dict[str, torch.Tensor]] = {}
+    theta: dict[str, torch.Tensor] = {}
     built = loaded(base)
     start = state(built)
     free = loaded(base)
-    run(free, tmp_path, "free", budget=100, steps=2, llm=llm)
-    score = logged(tmp_path, "free")[-1]["retention"]
+    run(
+        free, tmp_path, "free", budget=100, steps=3, llm=llm,
+        on_step=lambda report: theta.update(state(free) if report.step == 2 else {}),
+    )  # fmt: skip
+    score = logged(tmp_path, "free")[1]["retention"]
     budget = 0.6 * score["worst"]
 
     def keep(report: Any) -> None:
@@ -120,8 +139,7 @@ def test_a_pull_blends_with_the_base_within_the_room(llm: str, base: Path, tmp_p
     found = rows[0]["retention"]
     beta = found["beta"]
     assert 0 < beta < 1 and math.isclose(beta * 32, round(beta * 32)) and found["worst"] <= budget / 2
-    assert found["worst_before"] == pytest.approx(score["worst"], rel=1e-3)
-    theta = state(free)
+    assert found["worst_before"] == score["worst"]
     moved = 0
     for name, value in seen[2].items():
         whole = theta[name]
