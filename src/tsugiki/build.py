@@ -42,8 +42,10 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "full_finetune": Preset(grafts=("projector",), recipe="full_finetune"),  # the LLM trains too
     "iaa": Preset(grafts=("iaa",), recipe="iaa-demo"),  # recipe `iaa` has the paper's base, and branches
     "lynx": Preset(grafts=("lynx",), recipe="lynx-demo"),  # recipe `lynx` has the paper's base
+    "sphinx": Preset(grafts=("projector",), recipe="sphinx-demo"),  # recipe `sphinx` has the paper's base and stages
     "wings": Preset(grafts=("wings",), recipe="wings-demo"),  # recipe `wings` trains the LLM, which this leaves frozen
 }
 """Presets that are more than a graft and the recipe of its name."""

@@ -179,6 +179,25 @@ def against_source(llm: nn.Module, folder: Path) -> str | None:
     return ""
 
 
+def stored_tensors(llm: nn.Module, folder: Path) -> Iterator[tuple[str, Tensor]] | None:
+    """The folder's tensors one by one, as stored, under their names in the LLM (each of a tied one's names).
+
+    None = the two can't be compared by name.
+    """
+    names, _ = _stored_names(llm_tensors(llm), folder)
+    if names is None:
+        return None
+    found = names
+    return (
+        (name, tensor)
+        for file in _open(folder)
+        for key in file.keys()  # noqa: SIM118 - not a dict
+        if key in found
+        for tensor in (file.get_tensor(key),)
+        for name in found[key]
+    )
+
+
 def stored_hashes(llm: nn.Module, folder: Path) -> dict[str, str] | None:
     """What `tensor_hashes(llm)` has to be if the LLM is its source: the files' tensors in the LLM's dtypes and names.
 

@@ -342,6 +342,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             refuse_imageless_placeholders(token_kind)
         if not with_image and not self.on_text:
             common |= {"input_ids": input_ids, "position_ids": position_ids, CACHE: past}
+            if position_ids is not None and attention_mask is None and labels is not None:
+                use_cache = False  # transformers tells packed documents apart only where there is no past to come
             common |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
             given = _given(common)
             if keep is None:

@@ -192,10 +192,12 @@ class Batch:
     step_weights: Tensor | None = None  # float32 [B, K], of each row's steps; None = all equal
     branch: Tensor | None = None  # int64 [B], see BRANCHES; None = the model has but one for pictures, or decides
     question: Tensor | None = None  # int64 [B, T], 1 at the last user turn's own words; made where a graft reads them
+    position_ids: Tensor | None = None  # int64 [B, T], where rows are packed: from 0 in each document, and at padding
 
     def inputs(self) -> dict[str, Tensor]:
-        """The keyword arguments of the model's forward."""
-        return {k: v for k, v in self.__dict__.items() if v is not None and k not in FOR_LOSSES}
+        """The keyword arguments of the model's forward; of packed rows without a mask, which positions stand for."""
+        left = FOR_LOSSES if self.position_ids is None else (*FOR_LOSSES, "attention_mask")
+        return {k: v for k, v in self.__dict__.items() if v is not None and k not in left}
 
     def for_losses(self) -> dict[str, Tensor]:
         """What a loss may read beside them."""

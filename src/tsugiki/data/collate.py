@@ -173,7 +173,13 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
 
     labels = rows([e.labels or [] for e in encoded], IGNORE) if encoded[0].labels is not None else None
     steps = _steps(encoded, labels, rows) if labels is not None else None
-    pictures = [e.images for e in encoded]
+    pictures, packed = [e.images for e in encoded], any(e.positions for e in encoded)
+    if packed and (any(pictures) or side == "left"):
+        raise PromptError(
+            "packed rows beside a picture, or padded on the left",
+            expected="text alone, padded on the right",
+            fix="Keep text and pictures in batches of their own.",
+        )
     told = kinds or any(pictures)
     first = [sum(pictures[:row]) for row in range(len(encoded))]
     shifted = [[i if i < 0 else i + at for i in e.image_index] for e, at in zip(encoded, first, strict=True)]
@@ -186,6 +192,8 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
         steps=steps,
         step_weights=_weights(encoded, steps) if steps is not None else None,
         question=rows([e.question or [] for e in encoded], 0) if any(e.question for e in encoded) else None,
+        # Padding is at position 0, like a document of one token: nothing sees it, and it sees nothing.
+        position_ids=rows([e.positions or list(range(len(e))) for e in encoded], 0) if packed else None,
     )
 
 

@@ -29,6 +29,7 @@ class Mixture:
         seed: of all draws.
         staged: names of the sources that are gone through by levels.
         draws: over all sources, among which the levels divide; needed where a source is staged.
+        kinds: name -> what may stand in one batch with others of its kind, see `draw`.
 
     Raises:
         DataError: no source, an empty source that is drawn, a weight that is negative, not finite, or 0 everywhere, or
@@ -44,10 +45,11 @@ class Mixture:
         *,
         staged: Collection[str] = (),
         draws: int | None = None,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
         self.sources = dict(sources)
         self.weights = _weights(self.sources, weights)
-        self.seed = seed
+        self.seed, self.kinds = seed, dict(kinds or {})
         self.length = _length(self.sources, staged, draws)
         # A pool is what is shuffled together: a source, or one level of a staged one; by numbers of the samples.
         self._pools = {name: [(name, list(range(len(content))))] for name, content in self.sources.items()}
@@ -63,10 +65,14 @@ class Mixture:
     def __next__(self) -> Sample:
         return self.draw()[1]
 
-    def draw(self) -> tuple[str, Sample]:
-        """The next source's name and its next sample."""
+    def draw(self, like: str | None = None) -> tuple[str, Sample]:
+        """The next source's name and its next sample; with `like`, from a source of that one's kind.
+
+        A batch of one kind whose first sample is drawn freely leaves every source its share.
+        """
         rng = random.Random(f"{self.seed}/draw/{self._draws}")
-        name = rng.choices(list(self.weights), list(self.weights.values()))[0]
+        names = [n for n in self.weights if like is None or self.kinds.get(n) == self.kinds.get(like)]
+        name = rng.choices(names, [self.weights[n] for n in names])[0]
         pool, of = self._pool(name)
         epoch, at = divmod(self._taken[pool], len(of))
         self._draws += 1
@@ -105,6 +111,8 @@ class Mixture:
         if self.length is not None:
             content["pools"] = {pool: len(of) for pools in self._pools.values() for pool, of in pools}
             content["draws"] = self.length
+        if self.kinds:
+            content["kinds"] = self.kinds
         return content
 
     def _pool(self, name: str) -> tuple[str, list[int]]:
@@ -124,6 +132,16 @@ class Mixture:
             random.Random(f"{self.seed}/order/{pool}/{epoch}").shuffle(order)
             self._orders[pool] = known = (epoch, order)
         return known[1]
+
+
+def tempered(weights: Mapping[str, float], temperature: float) -> dict[str, float]:
+    """w ** (1 / T), of any sum: T = 1 leaves the shares as they are, a large T makes them equal.
+
+    Args:
+        temperature: T, above 0.
+    """
+    most = max(weights.values(), default=1.0) or 1.0
+    return {name: (weight / most) ** (1 / temperature) for name, weight in weights.items()}
 
 
 def levels(samples: Sequence[Sample]) -> dict[int, list[int]]:

@@ -49,6 +49,8 @@ class Encoded:
     """Of all steps, where they are not equal."""
     question: list[int] | None = None
     """1 at the words of the last user message, 0 elsewhere."""
+    positions: list[int] | None = None
+    """From 0 in each of several documents (`data.packing`); None = one, from its start."""
 
     def __len__(self) -> int:
         return len(self.input_ids)

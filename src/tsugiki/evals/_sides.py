@@ -74,15 +74,10 @@ class Sides:
     @torch.no_grad()
     def text_losses(self, texts: Sequence[str], batch_size: int = 4) -> Iterator[Losses]:
         """Every token of bare texts, in batches of like shapes."""
-        tokenizer, length = self.model.tokenizer, _context(self.model)
-        first = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
-        rows = [tokenizer(text, add_special_tokens=False)["input_ids"][: length - 1] for text in texts]
-        rows = [[first, *row] if first is not None else row for row in rows]
-        if any(len(row) < 2 for row in rows):
-            raise DataError("an empty text", expected="at least two tokens", where="texts")
+        rows = bare_rows(self.model, texts)
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            ids, mask = _right_padded(part, tokenizer.pad_token_id or 0, self.model.device)
+            ids, mask = right_padded(part, self.model.tokenizer.pad_token_id or 0, self.model.device)
             with self.base() as llm:
                 base = llm(input_ids=ids, attention_mask=mask).logits
             own = base if self.proven else self.own(input_ids=ids, attention_mask=mask).logits
@@ -168,7 +163,22 @@ def _halves(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:].strip()
 
 
-def _right_padded(rows: Sequence[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+def bare_rows(model: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of bare texts after the tokenizer's first token, as much as the LLM's context holds.
+
+    Raises:
+        DataError: a text of fewer than two tokens.
+    """
+    tokenizer, length = model.tokenizer, _context(model)
+    first = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"][: length - 1] for text in texts]
+    rows = [[first, *row] if first is not None else row for row in rows]
+    if any(len(row) < 2 for row in rows):
+        raise DataError("an empty text", expected="at least two tokens", where="texts")
+    return rows
+
+
+def right_padded(rows: Sequence[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
     ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=device)
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=device)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsugiki.errors import InputError, RecipeError, UnsupportedError
-from tsugiki.training import gating, losses, parts, sources, warming
+from tsugiki.training import gating, losses, packed, parts, retained, sources, warming
 from tsugiki.training.recipe import Recipe
 from tsugiki.types import Sample
 
@@ -22,6 +22,9 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
                 # For what follows here; each stage sets them, and says so in the model's config, when it begins.
                 model.graft(graft).config = _adjusted(model, graft, changes, where=f"{where}.settings.{graft}")
             parts.check(model, stage.parts, where=where)
+            if stage.retention is not None:
+                trains, sharded = parts.trains_llm(stage.parts), plan.parallel == "fsdp"
+                retained.check(model, stage.retention, trains=trains, sharded=sharded, where=f"{where}.retention")
             losses.get(stage.loss, where=f"{where}.loss")
             warming.check(stage, where=where)
             warming.check_places(model, plan.stages[: i + 1], where=where)
@@ -37,6 +40,7 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
                 gating.check(model, stage, samples, where=where)
             elif not (taught := parts.taught_by(model, stage.parts)).issuperset(model.branches):
                 sources.refuse_idle_branches(samples, stage, model.branches, taught, where=where)
+            packed.check(model, stage, samples, where=where)
             if not parts.teaches_text(model, stage.parts):
                 sources.refuse_idle_text(samples, stage, where=where)
             loaded.append(samples)

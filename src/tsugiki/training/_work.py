@@ -15,6 +15,7 @@ from tsugiki.errors import UnsupportedError
 from tsugiki.training.checkpoints import Checkpoint
 from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import Recipe
+from tsugiki.training.retained import Watch
 from tsugiki.training.stream import Stream
 
 # Stands for "as many as fit" where the clock decides.
@@ -100,6 +101,10 @@ class Work:
     """Called before a checkpoint is written: the log must not be behind it."""
     checkpoint: Checkpoint | None = None
     """Of this stage, to continue from; the weights are in the model already."""
+    watch: Watch | None = None
+    """What the text has lost, where the stage has a budget for it."""
+    say: Callable[[str], None] = print
+    """Tells people."""
     processes: Processes = field(default_factory=Processes)
     """Who trains together."""
     state: dict[str, Any] = field(default_factory=dict)

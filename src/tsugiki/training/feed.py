@@ -70,7 +70,7 @@ def stream(
     Raises:
         PromptError: a sample that can't be encoded.
     """
-    from tsugiki.data.mixture import Mixture
+    from tsugiki.data.mixture import Mixture, tempered
 
     # In training a row takes the branch that its sample asks for, whatever a gate would say.
     options = {"labels": True, "padding_side": "right", "question": False}
@@ -79,10 +79,18 @@ def stream(
     encoder = Encoder(model.processor.collator(features, **options))
     for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
         encoder.item(sample)  # what can't be encoded is found now, not after an hour
-    weights = {name: stage.data[name].weight for name in samples}
-    staged = [name for name in samples if stage.data[name].order == "staged"]
+    parents, given = {name: name for name in samples}, samples
+    if stage.by_kind:
+        parents, samples = divided(samples)
+    sizes = {name: len(content) for name, content in given.items()}
+    asked = {name: sizes[name] if (w := stage.data[name].weight) == "size" else w for name in given}
+    shares = tempered(asked, stage.temperature) if stage.temperature != 1 else asked
+    weights = {name: shares[parent] * len(samples[name]) / sizes[parent] for name, parent in parents.items()}
+    kinds = {name: "pictures" if samples[name][0].images else "text" for name in samples} if stage.by_kind else None
+    staged = [name for name, parent in parents.items() if stage.data[parent].order == "staged"]
     return Stream(
-        Mixture(samples, weights, seed=seed, staged=staged, draws=stage.draws),
+        Mixture(samples, weights, seed=seed, staged=staged, draws=stage.draws, kinds=kinds),
+        homogeneous=stage.by_kind,
         batch_size=stage.batch_size,
         collate=encoder,
         length=encoder.length if stage.length_grouping else None,
@@ -91,6 +99,18 @@ def stream(
         share=here.share,
         stand_in=blank(model, features) if here.several else None,
     )
+
+
+def divided(samples: Mapping[str, list[Sample]]) -> tuple[dict[str, str], dict[str, list[Sample]]]:
+    """Sources of one kind each: of a source with text and pictures, two. The parents' names, and the samples."""
+    parents, out = {}, {}
+    for name, content in samples.items():
+        kinds = {"text": [s for s in content if not s.images], "pictures": [s for s in content if s.images]}
+        kinds = {kind: found for kind, found in kinds.items() if found}
+        for kind, found in kinds.items():
+            own = name if len(kinds) == 1 else f"{name}, {kind}"
+            parents[own], out[own] = name, found
+    return parents, out
 
 
 def blank(model: Any, features: Any) -> dict[str, Tensor]:

@@ -35,6 +35,19 @@ def label_tokens(batch: Mapping[str, Any]) -> int:
     return int(batch["labels"][:, 1:].ne(IGNORE).sum())
 
 
+def text_labels(batch: Mapping[str, Any]) -> int:
+    """Those of them that stand in rows without a picture."""
+    scored = batch["labels"][:, 1:].ne(IGNORE)
+    pictures = batch.get("image_index")
+    return int((scored if pictures is None else scored[(pictures < 0).all(1)]).sum())
+
+
+def tokens(batch: Mapping[str, Any]) -> int:
+    """Positions that are not padding; of packed rows all."""
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
 def answered(batch: Mapping[str, Any]) -> int:
     """Samples with any label."""
     return int(batch["labels"][:, 1:].ne(IGNORE).any(1).sum())

@@ -23,7 +23,8 @@ _ROOTS = {
 def parts_of(model: Any, asked: Iterable[str] = ()) -> dict[str, dict[str, nn.Parameter]]:
     """Part -> full name -> parameter: `tower`, `projector`, `graft.<name>` in their order, `llm`.
 
-    A graft of which `asked` names a part, as in `graft.wings.visual`, is divided into its parts.
+    A graft of which `asked` names a part, as in `graft.wings.visual`, is divided into its parts. `llm.last_4` is what
+    the last 4 decoder layers and the norm after them hold; `llm` is then the rest.
     """
     parts: dict[str, dict[str, nn.Parameter]] = {"tower": {}, "projector": {}}
     grafts = [f"graft.{graft.name}" for graft in model.grafts]
@@ -37,8 +38,24 @@ def parts_of(model: Any, asked: Iterable[str] = ()) -> dict[str, dict[str, nn.Pa
             parts["tower" if keys[1] in ("tower", "more_towers") else "projector"][name] = parameter
         else:
             parts["llm"][name] = parameter
+    for last in (part for part in asked if part.startswith("llm.last_")):
+        own = _last(model, int(last.rpartition("_")[2]))
+        rest = parts.pop("llm")
+        parts |= {last: {k: p for k, p in rest.items() if id(p) in own}}
+        parts["llm"] = {k: p for k, p in rest.items() if id(p) not in own}
     divided = {part.rpartition(".")[0] for part in asked if part.count(".") == 2}
     return {k: v for part, content in parts.items() for k, v in _divided(model, part, content, divided).items()}
+
+
+def trains_llm(rates: Iterable[str]) -> bool:
+    """Whether any of the LLM's own weights are among the parts."""
+    return any(part == "llm" or part.startswith("llm.") for part in rates)
+
+
+def _last(model: Any, layers: int) -> set[int]:
+    """Ids of the parameters of the last decoder layers and of the norm after them."""
+    modules = [*model.decoder.layers[-layers:], model.decoder.norm]
+    return {id(p) for module in modules for p in module.parameters()}
 
 
 def _divided(model: Any, part: str, content: Mapping[str, nn.Parameter], divided: Iterable[str]) -> dict[str, Any]:
@@ -63,8 +80,8 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
         RecipeError: an unknown part (nearest name), a frozen tower, an LLM that a graft keeps frozen, a part without
             weights, or one that its graft's settings leave out.
     """
-    if "llm" in rates:
-        _check_llm(model, where=f"{where}.train.llm")
+    if trains_llm(rates):
+        _check_llm(model, rates, where=f"{where}.train.llm")
     parts = parts_of(model, rates)
     trainable = [part for part, content in parts.items() if content and (part != "tower" or not frozen_tower(model))]
     for part in rates:
@@ -109,7 +126,7 @@ def check(model: Any, rates: Mapping[str, float], *, where: str) -> None:
             )
 
 
-def _check_llm(model: Any, *, where: str) -> None:
+def _check_llm(model: Any, rates: Iterable[str], *, where: str) -> None:
     """A PeftModel stays as it is; a graft that has a setting for it says whether the LLM may train."""
     if is_peft(model.language_model):
         raise RecipeError(
@@ -118,6 +135,15 @@ def _check_llm(model: Any, *, where: str) -> None:
             fix="Attach to peft_model.merge_and_unload(), or remove the part.",
             where=where,
         )
+    depth = len(model.decoder.layers)
+    for part in rates:
+        if part.startswith("llm.last_") and int(part.rpartition("_")[2]) > depth:
+            raise RecipeError(
+                f"{part.removeprefix('llm.')} of an LLM of {depth} layers",
+                expected=f"last_1 to last_{depth}",
+                fix="Name fewer layers, or train all of it with `llm: trainable`.",
+                where=where,
+            )
     for graft in model.grafts:
         if getattr(graft.config, "llm", "trainable") == "frozen":
             raise RecipeError(
@@ -131,7 +157,7 @@ def _check_llm(model: Any, *, where: str) -> None:
 
 def teaches_text(model: Any, rates: Mapping[str, float]) -> bool:
     """Whether a sample without a picture has a gradient: the LLM trains, or a graft that runs on text alone."""
-    if "llm" in rates:
+    if trains_llm(rates):
         return True
     asked = [part.split(".") for part in rates if part.startswith("graft.")]
     names = {keys[1] for keys in asked}
@@ -162,7 +188,7 @@ def trained_tensors(model: Any, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     for part in parts:
         own = parts_of(model, [part])[part]
         named |= own
-        roots = _ROOTS.get(part) or {".".join(name.split(".")[:2]) for name in own}
+        roots = _ROOTS.get(part.partition(".")[0]) or {".".join(name.split(".")[:2]) for name in own}
         for name, buffer in model.named_buffers():
             if name in saved and any(name.startswith(f"{root}.") for root in roots):
                 named[name] = buffer
@@ -195,7 +221,7 @@ def training(model: Any, rates: Mapping[str, float], *, gradient_checkpointing: 
     before = {id(p): p.requires_grad for p in model.parameters()}
     use_cache = getattr(model.config, "use_cache", None)
     parts = parts_of(model, rates)
-    if "llm" in rates:
+    if trains_llm(rates):
         model.freeze_llm(False)
     model.requires_grad_(False)
     for part in rates:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tsugiki.errors import RecipeError, UnknownNameError
 from tsugiki.training._settings import apply_overrides, fields_at, read_yaml
+from tsugiki.training.limits import Retention
 from tsugiki.training.schedule import Schedule
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -26,12 +27,16 @@ class _Strict(BaseModel):
 class Source(_Strict):
     """One source of a stage's mixture."""
 
-    weight: float = Field(default=1.0, gt=0)
-    """Its share of the samples, relative to the other sources' weights."""
+    weight: Annotated[float, Field(gt=0)] | Literal["size"] = 1.0
+    """Its share of the samples, relative to the other sources' weights; `size`: the number of its samples."""
     path: Path | None = None
     """A JSONL file; relative to the recipe's file. None = given by name in `train(data={name: samples})`."""
-    replay: Literal["none", "in_picture"] = "none"
-    """What becomes of text-only samples. `in_picture`: the question is asked after an unrelated picture."""
+    replay: Literal["none", "in_picture", "packed"] = "none"
+    """What becomes of text-only samples. `in_picture`: the question is asked after an unrelated picture. `packed`: put
+    together to rows of `pack_length` tokens, none of which sees another sample's; a sample that is an assistant message
+    alone is a document: its bare words, all of which are learned. Such a source is text only."""
+    pack_length: int = Field(default=512, gt=1)
+    """Tokens of a packed row."""
     answers: Literal["base", "given"] = "base"
     """What `in_picture` trains on: the base LLM's own greedy answer (made once and kept), or the sample's."""
     answer_tokens: int = Field(default=64, gt=0)
@@ -81,6 +86,9 @@ class Stage(_Strict):
     train: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Part -> peak learning rate. Parts: `projector`, `graft.<name>` or its own parts (`graft.wings.visual`), `llm`;
     0 leaves a part frozen."""
+    llm: str = Field(default="trainable", pattern=r"^(frozen|trainable|lora|last_[1-9]\d*)$")
+    """What the rate of `llm` in `train` is for: `trainable`, all of the LLM; `last_4`, its last 4 layers and the norm
+    after them; `lora`, the graft of that name in its place, which text does not see; `frozen`, nothing."""
     settings: dict[str, dict[str, Any]] = {}
     """Graft -> settings that hold from this stage on, such as `{wings: {active: visual}}`."""
     data: Annotated[dict[str, Annotated[Source, BeforeValidator(_source)]], BeforeValidator(_sources)]
@@ -111,6 +119,12 @@ class Stage(_Strict):
     """Recompute the LLM's layers in the backward pass: less memory, about a third more time."""
     length_grouping: bool = True
     """Put samples of like length into one batch, so that less is padded."""
+    homogeneous: bool = False
+    """A batch is all text or all pictures; it always is where a source is packed."""
+    temperature: float = Field(default=1.0, gt=0)
+    """T: a source's share goes with its weight to the power of 1/T. Above 1, rare sources come more often."""
+    retention: Retention | None = None
+    """Measures meanwhile what the text has lost, and stops the stage, or draws the LLM back to its base."""
     share_prefix: bool = True
     """Run what all samples of a batch begin with, before any picture, once instead of in each step: the same numbers to
     numeric noise. Only where the LLM is frozen and in one piece, the graft leaves it as the base has it, and nothing is
@@ -129,6 +143,8 @@ class Stage(_Strict):
             raise ValueError(f"give steps or minutes, one of the two; {found} is given")
         if not self.data:
             raise ValueError("data is empty; give at least one source")
+        if self.llm == "lora" and {"llm", "graft.lora"} <= self.train.keys():
+            raise ValueError("with llm: lora the rate of llm is that of graft.lora, which has one too; leave one out")
         if self.steps is None and any(source.order == "staged" for source in self.data.values()):
             raise ValueError("order: staged divides the stage's steps among the levels; give steps instead of minutes")
         return self
@@ -141,7 +157,15 @@ class Stage(_Strict):
     @property
     def parts(self) -> dict[str, float]:
         """The parts that train, with their learning rates."""
-        return {part: rate for part, rate in self.train.items() if rate > 0}
+        names = {"trainable": "llm", "lora": "graft.lora", "frozen": ""}
+        own = names.get(self.llm, f"llm.{self.llm}")
+        named = {own if part == "llm" else part: rate for part, rate in self.train.items()}
+        return {part: rate for part, rate in named.items() if part and rate > 0}
+
+    @property
+    def by_kind(self) -> bool:
+        """Whether a batch is all text or all pictures."""
+        return self.homogeneous or any(source.replay == "packed" for source in self.data.values())
 
 
 class ModelSpec(_Strict):
@@ -254,6 +278,9 @@ def _anchor_paths(fields: dict[str, Any], folder: Path) -> None:
     """Paths of sources are relative to the recipe's file; wrong shapes are left to the validation."""
     stages = fields.get("stages")
     for stage in stages if isinstance(stages, list) else ():
+        limits: Any = stage.get("retention") if isinstance(stage, dict) else None
+        if isinstance(limits, dict) and isinstance(limits.get("texts"), str):
+            limits["texts"] = str(folder / limits["texts"])
         sources: Any = stage.get("data") if isinstance(stage, dict) else None
         for name, source in list(sources.items()) if isinstance(sources, dict) else ():
             if isinstance(source, str):

@@ -16,6 +16,7 @@ from tsugiki.data.files import sha256_file
 from tsugiki.data.images import content_key
 from tsugiki.data.mixture import levels
 from tsugiki.errors import DataError, RecipeError, UnknownNameError
+from tsugiki.training import packed
 from tsugiki.training.recipe import Source, Stage
 from tsugiki.types import FOR_LOSSES, ImagePart, ImageSource, Message, Sample, TextPart
 
@@ -114,7 +115,7 @@ def refuse_idle_branches(
     for name, content in samples.items():
         for sample in content:
             branch = branch_in(sample, known)
-            pictured = sample.images or stage.data[name].replay != "none"
+            pictured = sample.images or stage.data[name].replay == "in_picture"
             if pictured and branch not in taught:
                 raise RecipeError(
                     f"sample {sample.id!r} is of the branch {branch!r}, which does not train here",
@@ -132,7 +133,7 @@ def refuse_idle_text(samples: Mapping[str, Sequence[Sample]], stage: Stage, *, w
     """
     for name, content in samples.items():
         idle = [s for s in content if not s.images]
-        if idle and stage.data[name].replay == "none":
+        if idle and stage.data[name].replay != "in_picture":
             raise RecipeError(
                 f"{len(idle)} of {len(content)} samples are text only (the first: {idle[0].id!r}), and the text path is"
                 " frozen, so they teach nothing",
@@ -177,15 +178,18 @@ def in_picture(
 def replayed(
     samples: Mapping[str, Sequence[Sample]], stage: Stage, model: Any, *, seed: int, folder: Path, where: str
 ) -> dict[str, list[Sample]]:
-    """The sources with `replay: in_picture` carried out; the base's answers are kept in `folder`.
+    """The sources with their `replay` carried out; the base's answers are kept in `folder`.
 
     Raises:
         RecipeError: no source of the stage has a picture.
     """
     pictures = [image for content in samples.values() for s in content for image in s.images]
-    out = {}
+    out: dict[str, list[Sample]] = {}
     for name, content in samples.items():
         source = stage.data[name]
+        if source.replay == "packed":
+            out[name] = list(packed.rows(model, content, source.pack_length, seed=seed, where=f"{where}.data.{name}"))
+            continue
         if source.replay == "none" or all(s.images for s in content):
             out[name] = list(content)
             continue

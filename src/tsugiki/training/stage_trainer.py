@@ -30,7 +30,7 @@ class StageTrainer(Trainer):
         self.seconds = 0.0  # of the clock at the last step
         self.prefix: SharedPrefix | None = None
         self._saved = 0.0
-        self._step_loss, self._tokens, self._labels = 0.0, 0, 0
+        self._step_loss, self._tokens, self._labels, self._text = 0.0, 0, 0, 0
         super().__init__(model=model, args=args, train_dataset=work.stream, data_collator=_as_it_is)
         self.model_accepts_loss_kwargs = True
         # Recomputed layers keep no cache, and ranks of sharded weights would not meet in the same forward.
@@ -61,11 +61,13 @@ class StageTrainer(Trainer):
         """The batches of one step, and the number of what the loss is a mean over."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         labels = sum(map(losses.label_tokens, batches))
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(map(losses.tokens, batches))
+        text = sum(map(losses.text_labels, batches))
         items = sum(losses.count(self.stage.loss, batch) for batch in batches)
-        totals = self.here.total(torch.tensor([labels, tokens, items])).to(device)
-        self._labels, self._tokens, self._step_loss = int(totals[0]), int(totals[1]), 0.0
-        return batches, totals[2].clamp(min=1)
+        totals = self.here.total(torch.tensor([labels, tokens, text, items])).to(device)
+        self._labels, self._tokens, self._text = (int(n) for n in totals[:3])
+        self._step_loss = 0.0
+        return batches, totals[3].clamp(min=1)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As the Trainer's; a loss that is no number ends the run before it harms the weights.
@@ -171,19 +173,34 @@ class StageTrainer(Trainer):
             "seconds": round(self.seconds, 3),
             "tokens": self._tokens,
             "label_tokens": self._labels,
+            "text_label_tokens": self._text,
         }
-        self.work.record(row, self.progress)
+        lost = self._watched()
+        self.work.record(row | ({"retention": lost} if lost else {}), self.progress)
         every = self.work.recipe.save_steps
         due = every is not None and self.state.global_step % every == 0
-        if due or self.seconds - self._saved >= self.work.recipe.save_seconds:
+        if due or "beta" in lost or self.seconds - self._saved >= self.work.recipe.save_seconds:
             self.save()
+
+    def _watched(self) -> dict[str, Any]:
+        """What the text has lost, where it is due, for the log; the clock stands meanwhile."""
+        watch, step = self.work.watch, self.state.global_step
+        last = step == self.stage.steps or self.time_is_up
+        if watch is None or not (last or step % watch.limits.every == 0):
+            return {}
+        self.clock.stop()
+        lost = watch.look(self.model, self.stage.parts, self.work.folder, self.here, self.work.say)
+        self.control.should_training_stop = self.control.should_training_stop or watch.stopped
+        self.clock.start()
+        return lost
 
     def run(self) -> None:
         """Train what is left: nothing where the run was killed between the last step and the stage's end."""
         checkpoint = self.work.checkpoint
         if checkpoint is not None:
             self._place(checkpoint)
-            if self.time_is_up or checkpoint.position.step == self.stage.steps:
+            stopped = self.work.watch is not None and self.work.watch.stopped
+            if stopped or self.time_is_up or checkpoint.position.step == self.stage.steps:
                 return
         if self.stage.steps != 0:
             try:
@@ -218,6 +235,8 @@ class StageTrainer(Trainer):
             state = {"seconds": self.clock.seconds, "stream": self.work.stream.state_dict(), "schedule": schedule}
             position = Position(stage=self.work.index, step=self.state.global_step, finished=finished)
             keep = self.work.recipe.keep
+            if self.work.watch is not None:
+                state["retention"] = self.work.watch.state
             checkpoints.save(self.work.folder, position, **content, state={**state, **self.work.state}, keep=keep)
 
         self.here.tell(write)

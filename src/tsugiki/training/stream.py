@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -11,6 +12,7 @@ from torch.utils.data import IterableDataset
 
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.mixture import Mixture, length_groups
+from tsugiki.data.packing import Pack
 from tsugiki.types import Sample
 
 GROUP = 16
@@ -33,7 +35,7 @@ class Encoder:
         known = self._items.get(id(sample))
         if known is not None and known[0] is sample:
             return known[1]
-        item = self.collator.item(sample)
+        item = Item(sample.encoded) if isinstance(sample, Pack) else self.collator.item(sample)
         if len(self._items) >= self.remember:
             del self._items[next(iter(self._items))]
         self._items[id(sample)] = (sample, item)
@@ -71,6 +73,7 @@ class Stream(IterableDataset[Any]):
         collate: samples, and with variants the number of one, to the model's inputs.
         length: tokens of a sample, or None for no grouping.
         variants: K; batches take the variants 0..K in turn.
+        homogeneous: a batch's samples are of sources of one of the mixture's kinds.
         share: which rows of each batch to give, where several processes divide it; None = all.
         stand_in: for a share without a picture of a batch that has one: all processes have to run the same modules.
     """
@@ -84,11 +87,13 @@ class Stream(IterableDataset[Any]):
         length: Callable[[Sample], int] | None,
         seed: int,
         variants: int = 0,
+        homogeneous: bool = False,
         share: slice | None = None,
         stand_in: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.mixture, self.batch_size, self.collate, self.length, self.seed = mixture, batch_size, collate, length, seed
         self.variants, self.share, self.stand_in = variants, share, stand_in
+        self.homogeneous = homogeneous
         self._groups = 0  # drawn so far
         self._taken = 0  # batches taken of the present one
         self._before: dict[str, Any] = mixture.state_dict()  # the mixture before the present group was drawn
@@ -110,17 +115,34 @@ class Stream(IterableDataset[Any]):
 
     def _draw(self) -> None:
         self._before = self.mixture.state_dict()
-        size = self.batch_size
-        endless = iter(self.mixture)
-        samples = [next(endless) for _ in range(size * (GROUP if self.length else 1))]
+        drawn = [self._batch() for _ in range(GROUP if self.length else 1)]
         if self.length:
-            seed = self.seed * 1_000_003 + self._groups
-            groups = length_groups([self.length(s) for s in samples], size, seed=seed, window=GROUP)
-            self._batches = [[samples[i] for i in group] for group in groups]
-        else:
-            self._batches = [samples]
+            together: dict[str, list[Sample]] = {}
+            for kind, batch in drawn:
+                together.setdefault(kind, []).extend(batch)
+            drawn = self._by_length(together, self.length)
+        self._batches = [batch for _, batch in drawn]
         self._groups += 1
         self._taken = 0
+
+    def _batch(self) -> tuple[str, list[Sample]]:
+        """Samples of one batch, and their kind where batches have one."""
+        name, first = self.mixture.draw()
+        like = name if self.homogeneous else None
+        rest = [self.mixture.draw(like)[1] for _ in range(self.batch_size - 1)]
+        return self.mixture.kinds.get(name, "") if self.homogeneous else "", [first, *rest]
+
+    def _by_length(
+        self, together: Mapping[str, list[Sample]], length: Callable[[Sample], int]
+    ) -> list[tuple[str, list[Sample]]]:
+        """Batches of like length within each kind, in random order."""
+        seed, out = self.seed * 1_000_003 + self._groups, []
+        for kind, samples in together.items():
+            groups = length_groups([length(s) for s in samples], self.batch_size, seed=seed, window=GROUP)
+            out += [(kind, [samples[i] for i in group]) for group in groups]
+        if len(together) > 1:
+            random.Random(f"{seed}/kinds").shuffle(out)
+        return out
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""

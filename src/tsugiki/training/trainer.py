@@ -17,8 +17,9 @@ from tsugiki.training import _checks, checkpoints, feed, gating, parallel, parts
 from tsugiki.training import recipe as recipes
 from tsugiki.training.checkpoints import Checkpoint
 from tsugiki.training.processes import Processes
-from tsugiki.training.recipe import Recipe, stage_name
+from tsugiki.training.recipe import Recipe, Stage, stage_name
 from tsugiki.training.report import Board, Display, Log
+from tsugiki.training.retained import Watch
 from tsugiki.training.run import Run
 from tsugiki.types import Sample
 
@@ -57,7 +58,8 @@ class TrainResult:
     resumed: bool = False
     """Whether it continued from a checkpoint."""
     reports: Mapping[str, Any]
-    """What warm starts reported, by stage; and, under `gate`, what a gate says to questions that were held out."""
+    """What warm starts reported, by stage; under `gate`, what a gate says to questions that were held out; under
+    `text`, the share of loss-bearing tokens that are text; under `retention`, what was measured of it."""
 
 
 def train(
@@ -148,7 +150,7 @@ class _Session:
         if start is not None:
             self.reports, self.seconds = dict(start.state["reports"]), dict(start.state["stage_seconds"])
             keeps = self._keeps(start.position.stage)
-            if "llm" in keeps:  # so that the model knows, and says, that its LLM is no longer the base
+            if parts.trains_llm(keeps):  # so that the model knows, and says, that its LLM is no longer the base
                 self.model.freeze_llm(False)
                 self.model.freeze_llm(True)
             checkpoints.restore_weights(self.model, start, parts.trained_tensors(self.model, keeps))
@@ -210,6 +212,7 @@ class _Session:
                 graft.begin_stage(stage.settings.get(graft.name, {}), parts.trained_parts(graft, stage.parts))
         keeps = self._keeps(index)
         here.align(parts.new_tensors(self.model, keeps).values())
+        watch = here.in_turn(lambda: self._watch(stage, start))
         stream = feed.stream(self.model, stage, samples, features, seed=self.plan.seed, here=here)
         board = Board(self.run.out / "tensorboard" / name, start.position.step if start else 0) if here.first else None
 
@@ -231,6 +234,8 @@ class _Session:
             record=record,
             sync=self.log.sync,
             checkpoint=start,
+            watch=watch,
+            say=lambda text: display.say(f"{name}: {text}"),
             processes=here,
             state={"reports": self.reports, "stage_seconds": self.seconds},
         )
@@ -241,6 +246,8 @@ class _Session:
                 trainer = StageTrainer(model, args, work)
                 trainer.run()
                 self.seconds[name] = here.told(trainer.clock.seconds)
+                if found := here.tell(lambda: self._shares(index, display)):
+                    self.reports[name] = {**self.reports.get(name, {}), **found}
                 trainer.save(finished=True)
                 if sharded:
                     parallel.put_back(model, self.model, stage.parts)
@@ -248,6 +255,27 @@ class _Session:
             display.stop()
             if board is not None:
                 board.close()
+
+    def _watch(self, stage: Stage, start: Checkpoint | None) -> Watch | None:
+        """What measures the loss of text, with the base's figures from the stage's beginning."""
+        if stage.retention is None:
+            return None
+        if start is not None:
+            return Watch.of(self.model, stage.retention, start.state["retention"])
+        return Watch.begin(self.model, stage.retention)
+
+    def _shares(self, index: int, display: Display) -> dict[str, Any]:
+        """What of the loss-bearing tokens was text, and what retention was measured, from the log."""
+        rows = [row for row in self.log.rows() if row["stage"] == index]
+        text, every = (sum(row.get(key, 0) for row in rows) for key in ("text_label_tokens", "label_tokens"))
+        found: dict[str, Any] = {}
+        if text:
+            found["text"] = {"label_tokens": every, "text_label_tokens": text, "share": text / every}
+            name = stage_name(self.plan, index)
+            display.say(f"{name}: {text:,} of {every:,} loss-bearing tokens are text ({text / every:.0%})")
+        if lost := [{"step": row["step"], **row["retention"]} for row in rows if "retention" in row]:
+            found["retention"] = lost
+        return found
 
     def _samples(self, index: int) -> dict[str, list[Sample]]:
         folder = self.run.out / "replay" / stage_name(self.plan, index)
