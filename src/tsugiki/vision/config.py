@@ -13,7 +13,8 @@ from tsugiki.vision.tower import ENCODE_BATCH
 from tsugiki.vision.views import Views
 
 ALIGN = ("repeat", "bilinear")
-_LATER = (  # than the first saved grafts
+# Fields that came after grafts were first saved.
+_LATER = (
     "towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "post_norm", "places", "box_text",
     "site",
 )  # fmt: skip
