@@ -47,7 +47,7 @@ def hash_tensor(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
     digest = tensor_digest(plain.dtype, plain.shape)
     digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def tensor_digest(dtype: torch.dtype, shape: Sequence[int]) -> Any:

@@ -403,6 +403,33 @@ def test_mistakes_in_weights(run: Run, tmp_path: Path) -> None:
         assert said in result.stderr
 
 
+def test_mix_search(run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path) -> None:
+    (tmp_path / "budget.yaml").write_text("wiki.loss: 0.02\n")
+    both = fake("tsugiki.studies._graded.both", ("seen", "other"))
+    found = SimpleNamespace(folder=Path("s"), chosen=object())
+    search = fake("tsugiki.studies.search.search", found)
+    fake("tsugiki.studies._pareto.findings", ["11 points."])
+    words = ["mix", "search", "a", "base", "--data", "d.jsonl", "--unseen", "u.jsonl", "--budget", "budget.yaml"]
+    result = run(*words, "--objective", "decisions/defect.accuracy", "--part", "llm", "--base", "llm", "-o", "s")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == ["11 points.", "report: s/search.html", "mixed: s/mixed"]
+    assert (both.given["tasks"], both.given["unseen"]) == (["decisions"], Path("u.jsonl"))
+    assert (search.given["folders"], search.given["measure"], search.given["unseen"]) == (
+        ["a", "base"],
+        "seen",
+        "other",
+    )
+    assert (search.given["parts"], search.given["budget"], search.given["base"]) == (
+        ["llm"],
+        {"wiki.loss": 0.02},
+        "llm",
+    )
+    both.given["load"](Path("m"))
+    assert (model.given["folder"], model.given["base"]) == ("m", "llm")
+    found.chosen = None
+    assert run(*words, "--objective", "decisions/defect.accuracy").exit_code == 1
+
+
 def test_methods(run: Run) -> None:
     output = run("methods").output
     for name in tsugiki.methods():

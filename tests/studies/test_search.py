@@ -10,13 +10,15 @@ import pytest
 from safetensors.torch import load_file
 from tests.mixing._folders import llm
 
+from tsugiki.data import schema
 from tsugiki.errors import DataError, InputError, StoreError, UnknownNameError
 from tsugiki.evals.retention import Material
 from tsugiki.evals.text_items import Choice
 from tsugiki.studies import _graded, _pareto
 from tsugiki.studies._points import Measured, Point, read
 from tsugiki.studies.search import STEP, SWEEP, Found, search
-from tsugiki.types import Score
+from tsugiki.testing import tiny_images, tiny_model
+from tsugiki.types import Message, Sample, Score
 
 BUDGET = {"wiki.loss": 0.3}
 Scores = Callable[[Path], list[Score]]
@@ -197,3 +199,30 @@ def test_the_halves_of_the_texts_share_nothing() -> None:
     assert [
         c for pair in zip(one.choices["title_choice"], two.choices["title_choice"], strict=False) for c in pair
     ] == (choices[:6])
+
+
+def test_grafts_are_scored_on_halves_that_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    pictures = tiny_images(6)
+    files = []
+    for name, some in (("data", pictures[:3]), ("unseen", pictures[3:])):
+        samples = []
+        for i, picture in enumerate(some):
+            picture.save(tmp_path / f"{name}-{i}.png")
+            asked = Message.of("user", "Good?", (tmp_path / f"{name}-{i}.png",))
+            answer = Message.of("assistant", "yes" if i % 2 else "no")
+            samples.append(Sample(id=f"{name}-{i}", messages=(asked, answer), options=("yes", "no"), task="decision"))
+        schema.write(tmp_path / f"{name}.jsonl", samples)
+        files.append(tmp_path / f"{name}.jsonl")
+    texts = [f"A text of its own, number {i}." for i in range(6)]
+    monkeypatch.setattr(Material, "wiki", classmethod(lambda cls, n, suites: cls(texts=texts[:n])))
+    budget = {"wiki.loss": 0.1}
+    seen, other = _graded.both(["decisions"], *files, load=lambda folder: model, budget=budget, items=3)
+    scores = {f"{s.task}.{s.metric}": s for s in seen(tmp_path)}
+    assert scores["wiki.loss"].n == 3
+    assert scores["decisions/decision.accuracy"].n == 3, sorted(scores)
+    assert not set(seen.material.texts) & set(other.material.texts)
+    with pytest.raises(DataError, match="same pixels"):
+        _graded.both(["decisions"], files[0], files[0], load=lambda folder: model, budget=budget, items=3)
+    with pytest.raises(InputError, match="no task"):
+        _graded.both(["retention"], *files, load=lambda folder: model, budget=budget)

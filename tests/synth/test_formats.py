@@ -75,7 +75,7 @@ def test_every_format(name: str, language: str, sample_of: Any) -> None:
     sample = sample_of(name, language)
     model = testing.tiny_model(llm={"max_position_embeddings": 4096})
     model.tokenizer.model_max_length = 4096
-    batch = model.encode_samples([sample])
+    batch = model.encode_samples([sample], labels=True)
     labels, ids = batch.labels[0].tolist(), batch.input_ids[0].tolist()
     told = model.tokenizer.decode([i for i, label in zip(ids, labels, strict=True) if label != IGNORE])
     codec, square = BoxCodec(), PaddedSquare(*image_size(sample.images[0]))
@@ -121,7 +121,7 @@ def test_answers_are_those_of_the_annotations(coco: Path) -> None:
 
 def test_the_same_seed_asks_the_same(coco: Path, tmp_path: Path) -> None:
     first, second = (formats.convert(coco, questions=5, seed=3, languages=["en", "ja"]) for _ in range(2))
-    assert [schema.to_record(s) for s in first] == [schema.to_record(s) for s in second]
+    assert [schema.to_record(s, {0: "a"}) for s in first] == [schema.to_record(s, {0: "a"}) for s in second]
     schema.write(tmp_path / "made.jsonl", first)
     assert schema.check(tmp_path / "made.jsonl") == []
 

@@ -123,8 +123,8 @@ def _file(path: Path | None) -> Mapping[str, float | list[float]]:
 
 @mix.command(
     epilog=example(
-        "tsugiki mix search runs/a/graft runs/b/graft --task decisions --data tune.jsonl --unseen test.jsonl "
-        "--objective decisions.accuracy --budget budget.yaml"
+        "tsugiki mix search runs/a/graft runs/b/graft --data tune.jsonl --unseen test.jsonl "
+        "--objective decisions/defect.accuracy --budget budget.yaml"
     )
 )
 def search(
@@ -132,7 +132,7 @@ def search(
     second: Annotated[str, typer.Argument(help="Another of the same base, or base.", show_default=False)],
     data: Annotated[Path, typer.Option(help="JSONL that the search asks about.", show_default=False)],
     unseen: Annotated[Path, typer.Option(help="JSONL on which the result is scored again.", show_default=False)],
-    objective: Annotated[str, typer.Option(help="task.metric that is raised.", show_default=False)],
+    objective: Annotated[str, typer.Option(help="task.metric that is raised, as eval prints it.", show_default=False)],
     budget: Annotated[Path, typer.Option(help="YAML of largest drops of text.", show_default=False)],
     task: Annotated[list[str] | None, typer.Option(help="Several times. Default: that of the objective.")] = None,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Points, report, the chosen mix.")] = Path("runs/search"),
@@ -155,7 +155,7 @@ def search(
 
     limits = load_budget(budget)
     seen, other = both(
-        task or [objective.rpartition(".")[0]], data, unseen,
+        task or [objective.rpartition(".")[0].partition("/")[0]], data, unseen,
         load=lambda mixed: load_model(str(mixed), base),
         budget=limits, items=items, limit=limit,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from tsugiki import identity, store
 from tsugiki.data.files import atomic_folder, sha256_file
 from tsugiki.errors import StoreError
 from tsugiki.mixing import _writer
-from tsugiki.mixing._parents import Checkpoint, Parent
+from tsugiki.mixing._checkpoint import Checkpoint
+from tsugiki.mixing._parents import Parent
 from tsugiki.mixing._writer import Entry
 
 RECORD = "mix.json"

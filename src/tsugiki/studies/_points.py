@@ -118,4 +118,5 @@ def read(file: Path, objective: str, budget: Budget) -> Measured | None:
 def _score(record: Mapping[str, Any]) -> Score:
     """An infinite number was written as null."""
     ends = {"low": -math.inf, "difference_low": -math.inf}
-    return Score(**{k: ends.get(k, math.inf) if v is None else v for k, v in record.items()})
+    fields: dict[str, Any] = {k: ends.get(k, math.inf) if v is None else v for k, v in record.items()}
+    return Score(**fields)

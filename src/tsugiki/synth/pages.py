@@ -7,7 +7,7 @@ never shown in training. Numbers of gauges, voltages and the like are few, and b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi, sin
 from types import MappingProxyType
@@ -95,8 +95,8 @@ class Maker:
 
     def colours(self) -> tuple[RGB, RGB]:
         """Paper and ink."""
-        paper = one(_PAPERS[self.split], self.rng)
-        ink = _WHITE if sum(paper) < 300 else one(_INKS, self.rng)
+        paper = _colour(_PAPERS[self.split], self.rng)
+        ink = _WHITE if sum(paper) < 300 else _colour(_INKS, self.rng)
         return paper, self.ink(ink, paper)
 
     def ink(self, ink: RGB, paper: RGB) -> RGB:
@@ -117,7 +117,7 @@ def draw(page: str, maker: Maker, ground: RGB) -> None:
 
 def _words(maker: Maker, ground: RGB) -> None:
     """One to three words on the bare background, each in a band of its own."""
-    ink = maker.ink(_WHITE if sum(ground) < 330 else one(_INKS, maker.rng), ground)
+    ink = maker.ink(_WHITE if sum(ground) < 330 else _colour(_INKS, maker.rng), ground)
     count = int(maker.rng.integers(1, 4))
     band = maker.side / count
     for number, text in enumerate(_different(maker, maker.word, count)):
@@ -245,6 +245,10 @@ def _plate(maker: Maker, top: float, height: float, paper: RGB, ink: RGB) -> Non
     box = (maker.low, top, maker.low + maker.side, top + height)
     radius = 0.03 * maker.side if maker.rng.random() < 0.5 else 0.0
     maker.sheet.pen.rounded_rectangle(box, radius, fill=(*paper, 255), outline=(*ink, 255), width=1)
+
+
+def _colour(colours: Sequence[RGB], rng: np.random.Generator) -> RGB:
+    return colours[int(rng.integers(len(colours)))]
 
 
 def _different(maker: Maker, make: Callable[[], str], count: int) -> list[str]:

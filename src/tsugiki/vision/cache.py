@@ -141,7 +141,8 @@ class FeatureCache:
         Args:
             sources: pictures; equal ones are encoded once.
             progress: called after every batch.
-            workers: processes of one thread each that read and encode; 0 = this one. For towers on a CPU.
+            workers: processes of one thread each that read and encode; 0 = this one. For towers on a CPU. Bit for bit
+                like a live picture where that is encoded by one thread too, else to numeric noise.
 
         Returns:
             How many pictures were encoded, each variant counted as one.

@@ -1,7 +1,8 @@
 """Front-ends of published models by name, as fields of `FrontEndConfig`. Towers are found by hub id.
 
 SPHINX: 2311.07575; SPHINX-X: 2402.05935. Layer, LayerNorm and pixel sizes as in the released code; hub ids are those
-of the same weights in transformers' and timm's form.
+of the same weights in transformers' and timm's form. One thing differs: timm has ConvNeXt's last LayerNorm in the head,
+so that the map comes without it.
 """
 
 from __future__ import annotations
