@@ -197,8 +197,9 @@ def load(
     frontend_config, names, configs = _parts(path, settings)
     if (path / TOWER).is_dir() and frontend_config.towers:
         there = [(path / TOWER / str(i), one) for i, one in enumerate(frontend_config.towers)]
-        hashes = {"tower_sha256": ""} if frontend_config.site else {}  # those of their start
-        own = tuple(dataclasses.replace(one, tower=str(p), **hashes) if p.is_dir() else one for p, one in there)
+        own = tuple(dataclasses.replace(one, tower=str(p)) if p.is_dir() else one for p, one in there)
+        if frontend_config.site:  # the hashes are those of their start
+            own = tuple(dataclasses.replace(one, tower_sha256="") for one in own)
         frontend_config = dataclasses.replace(frontend_config, towers=own)
     elif (path / TOWER).is_dir():
         frontend_config = dataclasses.replace(frontend_config, tower=str(path / TOWER))
