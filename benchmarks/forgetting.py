@@ -32,7 +32,7 @@ from tsugiki.training import parts, retained
 from tsugiki.training.trainer import train
 from tsugiki.types import Message, Sample
 
-STEPS, BATCH, PACK = 60, 8, 64  # PACK tokens: about a picture's row
+STEPS, BATCH, PACK = 40, 8, 64  # PACK tokens: about a picture's row
 RATES = {"projector": 3e-4, "llm": 1e-4}
 ARMS = {"alone": 0, "replay": 1}  # weight of the text, to 2 of the pictures
 SEARCH, ASKED = 60, 150  # pictures
