@@ -69,6 +69,18 @@ def test_attaching_leaves_the_kernel_choice_of_the_llm_alone() -> None:
     assert llm.config._attn_implementation == before == "sdpa"
 
 
+def test_an_llm_carries_one_model_at_a_time() -> None:
+    llm, tokenizer = tiny_llm("llama"), tiny_tokenizer()
+    first = tsugiki.attach(llm, "projector", vision=TinyTower(), tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"carries the grafts of another model.*detach\(\)"):
+        tsugiki.attach(llm, "cross_attention", vision=TinyTower(), tokenizer=tokenizer)
+    first.chat("Still there?", max_new_tokens=2)
+    bare = first.detach()
+    assert not bare.lm_head._forward_pre_hooks
+    second = tsugiki.attach(bare, "cross_attention", vision=TinyTower(), tokenizer=tokenizer)
+    assert second.chat("And now?", images=tiny_images(1), max_new_tokens=2) is not None
+
+
 def test_question_and_picture_both_change_the_logits() -> None:
     model = tiny_model()
 

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tsugiki import branches
 from tsugiki.configuration import CACHE, TsugikiConfig, TsugikiOutput, cache_of
 from tsugiki.decoder import DecoderSpec, is_peft, unwrapped
-from tsugiki.errors import PromptError, UnknownNameError, UnsupportedError
+from tsugiki.errors import InputError, PromptError, UnknownNameError, UnsupportedError
 from tsugiki.generation import SeeingGeneration, refuse_imageless_placeholders, text_kinds
 from tsugiki.grafts import _context
 from tsugiki.grafts._base import Graft
@@ -36,6 +36,9 @@ from tsugiki.grafts._sites import refuse_unregistered
 from tsugiki.types import Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
 from tsugiki.vision.site import adapt_frontend
+
+_TAKEN = "tsugiki_grafted"
+"""An attribute of an LLM that has hooks of a model; they outlive the model that set them."""
 
 
 class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, GenerationMixin):
@@ -66,6 +69,13 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         grafts: Sequence[Graft],
         tokenizer: Any,
     ) -> None:
+        if _TAKEN in llm.__dict__:
+            raise InputError(
+                "an LLM that carries the grafts of another model",
+                expected="a bare LLM, or the model that `attach` returned",
+                fix="Call detach() on that model, load the LLM again, or attach to the model to stack grafts.",
+                where="attach(llm)",
+            )
         super().__init__(config)
         self.language_model = llm
         self.frontend = frontend
@@ -191,12 +201,14 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         for graft in self.grafts:
             cast(Graft, graft).attach(self.decoder)
         self._removers.append(self.decoder.head.register_forward_pre_hook(_keep_positions).remove)
+        self.language_model.__dict__[_TAKEN] = True
 
     def _unhook(self) -> None:
         while self._removers:
             self._removers.pop()()
         for graft in reversed(self.grafts):
             cast(Graft, graft).detach()
+        self.language_model.__dict__.pop(_TAKEN, None)
 
     @contextmanager
     def detached(self) -> Iterator[PreTrainedModel]:

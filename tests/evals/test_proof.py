@@ -358,3 +358,9 @@ def test_same_bits() -> None:
     assert _claims.same_bits(x, x.clone())
     assert not _claims.same_bits(x, torch.tensor([1.0, float("nan"), -0.0]))
     assert not _claims.same_bits(x, x.double())
+
+
+def test_a_model_is_not_its_own_parent(tmp_path: Path) -> None:
+    built = loaded(source(tmp_path))
+    with pytest.raises(InputError, match=r"the model itself.*save it before"):
+        proof.verify(built, against=built)

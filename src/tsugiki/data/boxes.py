@@ -138,7 +138,7 @@ class BoxCodec:
             raise BoxError(
                 f"{text} has width {box.width:g} and height {box.height:g}",
                 expected=order,
-                fix="If it is x, y, width, height, write x + width and y + height.",
+                fix="Swap edges that are swapped; if it is x, y, width, height, write x + width and y + height.",
                 where=where,
             )
         width, height = size or (math.inf, math.inf)

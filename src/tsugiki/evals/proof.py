@@ -205,6 +205,13 @@ def _checks(
 def _load(against: Any, model: Any) -> Any:
     """A parent given as a folder, an id or an object."""
     if not isinstance(against, str | Path):
+        if against is model:
+            raise InputError(
+                "the model itself",
+                expected="the model that it was made from",
+                fix="`attach` changes a model that sees, in place: save it before, and give that folder.",
+                where="verify(against=)",
+            )
         return against
     folder, llm = Path(against), model.language_model
     if (folder / store.CONFIG).is_file():

@@ -82,8 +82,8 @@ def test_boxes_that_stand_over_by_rounding_are_cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("note", "kind", "words"),
     [
-        (_note(1, [5, 5, -3, 4]), BoxError, "has width -3"),
-        (_note(1, [5, 5, 0, 4]), BoxError, "has width 0"),
+        (_note(1, [5, 5, -3, 4]), BoxError, "width -3 and height 4"),
+        (_note(1, [5, 5, 0, 4]), BoxError, "width 0 and height"),
         (_note(1, [90, 5, 30, 4]), BoxError, "outside its picture of 100x60"),
         (_note(1, [-9, 5, 30, 4]), BoxError, "outside its picture"),
         (_note(1, [1, 2, 3]), DataError, "bbox: 3 numbers"),

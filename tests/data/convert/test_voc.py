@@ -153,8 +153,8 @@ def test_wrong_files(folder: Path, text: str, kind: type[InputError], words: str
 
 
 def test_folders_without_annotations(tmp_path: Path, folder: Path) -> None:
-    for path in (tmp_path / "no", folder):
-        with pytest.raises(DataError, match="no XML file in it"):
+    for path, said in ((tmp_path / "no", "no such folder"), (folder, "no XML file in it")):
+        with pytest.raises(DataError, match=said):
             voc.convert(path)
 
 

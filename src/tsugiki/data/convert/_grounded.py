@@ -47,6 +47,13 @@ class Annotated:
             ImageError: it does not exist or can't be read.
             DataError: it has another size.
         """
+        if any(isinstance(value, int | float) and value <= 0 for value in said):
+            raise DataError(
+                f"a picture of {_plain(said[0])}x{_plain(said[1])} pixels",
+                expected="a positive width and height",
+                fix="Correct them.",
+                where=where,
+            )
         file = picture(folder, name, where)
         size = image_size(file, where=where)
         width, height = (value if given is None else given for given, value in zip(said, size, strict=True))

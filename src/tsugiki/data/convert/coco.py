@@ -9,7 +9,7 @@ from typing import Any
 from tsugiki.data import _fields
 from tsugiki.data.convert._grounded import ABSENT_ANSWER, QUESTION, Annotated, Asking
 from tsugiki.data.convert._problems import Problems
-from tsugiki.errors import DataError, InputError
+from tsugiki.errors import BoxError, DataError, InputError
 from tsugiki.types import Box, Sample
 
 DESCRIPTION = "COCO detection JSON: images, annotations with bbox [x, y, width, height], categories"
@@ -117,6 +117,13 @@ def read_box(entry: Any, where: str) -> Box:
             f"{len(values)} numbers", expected="4: x, y, width, height", fix="Correct it.", where=f"{where} bbox"
         )
     x, y, w, h = (_fields.number(v, f"{where} bbox") for v in values)
+    if w <= 0 or h <= 0:
+        raise BoxError(
+            f"width {w:g} and height {h:g} in [{x:g}, {y:g}, {w:g}, {h:g}]",
+            expected="x, y, width, height, the last two above 0",
+            fix="Correct it.",
+            where=f"{where} bbox",
+        )
     return Box(x, y, x + w, y + h)
 
 

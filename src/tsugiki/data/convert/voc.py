@@ -49,6 +49,8 @@ def convert(
     asking = Asking(question=question, absent=absent, absent_answer=absent_answer, seed=seed)
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
     files = sorted(folder.glob("*.xml")) if folder.is_dir() else []
+    if not root.is_dir():
+        raise DataError("no such folder", expected="a folder of *.xml", fix="Correct the path.", where=str(root))
     if not files:
         raise DataError("no XML file in it", expected="a folder of *.xml", fix="Correct the path.", where=str(root))
     found: list[Annotated] = []
