@@ -73,7 +73,7 @@ def replaced(path: Path) -> tuple[str, ...]:
         there = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         kind = there.get("model_type") if isinstance(there, dict) else None
     except FileNotFoundError:
-        kind = "tsugiki" if not (path / WEIGHTS).exists() else None
+        kind = None if any((path / name).exists() for name in (WEIGHTS, BASE, TOWER)) else "tsugiki"
     except (OSError, ValueError):
         kind = None
     if kind != "tsugiki":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from tsugiki.cli._app import Base, Model, app, counting, example, out, say, show
@@ -115,7 +116,7 @@ def query(
         with Bank.open(folder) as opened:
             table = Table("label", "entries")
             for label in opened.answers:
-                table.add_row(label, str(opened.counts().get(label, 0)))
+                table.add_row(escape(label), str(opened.counts().get(label, 0)))
             out.print(table)
             show(f"{len(opened)} in use, {len(opened.entries())} in all, of the tower {opened.tower}")
         return
@@ -127,7 +128,7 @@ def query(
     table = Table("id", "label", "distance", "source", "added", "note")
     for n in banks.query(load_model(model, base), folder, image, k):
         e = n.entry
-        table.add_row(str(e.id), e.label, f"{n.distance:.4f}", e.source, e.added, e.note)
+        table.add_row(str(e.id), *map(escape, (e.label, f"{n.distance:.4f}", e.source, e.added, e.note)))
     out.print(table)
 
 

@@ -71,6 +71,8 @@ def parents(given: Sequence[str], weight: Sequence[float] | None = None) -> tupl
     Raises:
         InputError: some have a weight and others none, or there are two for each.
     """
+    if len(given) < 2:
+        raise InputError(f"{len(given)} parents", expected="two or more", fix="Name their folders.", where="mix")
     split = [_pair(item) for item in given]
     names, values = [name for name, _ in split], [value for _, value in split if value is not None]
     if not values:

@@ -35,6 +35,8 @@ def write(out: str | Path, parents: Sequence[Parent], entry: MakeEntry, record: 
     path = Path(out)
     if any(path.resolve() == parent.folder.resolve() for parent in parents):
         raise StoreError("is one of the parents that are mixed", expected="another folder", where=str(path))
+    if any(path.resolve() in parent.folder.resolve().parents for parent in parents if not parent.is_base):
+        raise StoreError("holds one of the parents that are mixed", expected="another folder", where=str(path))
     sources = [
         {"name": "base" if p.is_base else p.name, "weight": w, "sha256": p.sha256}
         for p, w in zip(parents, record["weights"], strict=True)

@@ -129,7 +129,7 @@ def _shared(weights: Sequence[float], base_lacks_it: bool, name: str) -> Sequenc
 
 
 def _mixed(tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype, name: str) -> Iterator[Tensor]:
-    if _alike(tensors):
+    if tensors[0].dtype == dtype and _alike(tensors):
         yield from _pieces(tensors[0])
         return
     wide = torch.promote_types(dtype, torch.float32)

@@ -12,6 +12,8 @@ from tsugiki.errors import InputError
 from tsugiki.evals import task as evaluation
 from tsugiki.evals.budget import Budget, suites_of
 from tsugiki.evals.retention import Material, retention
+from tsugiki.identity import hash_json
+from tsugiki.training import sources
 from tsugiki.types import Sample, Score
 
 RETENTION = "retention"
@@ -35,6 +37,13 @@ class Graded:
     budget: Budget
     material: Material
     limit: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Of all that is asked."""
+        texts = [self.material.texts, self.material.choices, self.material.prompts]
+        asked = [sources.digest(self.data), list(self.tasks), self.limit, hash_json([repr(text) for text in texts])]
+        return hash_json(asked)
 
     def __call__(self, folder: Path) -> list[Score]:
         model = self.load(folder)

@@ -26,7 +26,7 @@ from tsugiki.data.splits import near_duplicate_groups
 from tsugiki.errors import DataError, StoreError
 from tsugiki.evals.task import short_answer
 from tsugiki.studies import _own
-from tsugiki.studies.neighbours import BankDemos, Recent, open_bank, pooled
+from tsugiki.studies.neighbours import BankDemos, Recent, open_bank, pooled, single_tower
 from tsugiki.types import ImageSource, Message, Sample
 from tsugiki.vision.cache import FeatureCache
 
@@ -83,7 +83,7 @@ def build(
         )
     own = _labelled(data)
     labels = [short_answer(s) for s in own.samples]
-    tower = model.frontend.tower
+    tower = single_tower(model)
     allowed = sorted(set(labels)) if answers is None else list(answers)
     vectors = _vectors(model, [s.images[0] for s in own.samples], progress)
     facts = {"tower": tower.name, "fingerprint": tower.fingerprint(), "width": tower.width}

@@ -21,7 +21,7 @@ from tsugiki.data.demos import in_front
 from tsugiki.data.detail import language
 from tsugiki.data.images import content_key, open_image, pixel_key
 from tsugiki.data.splits import near_duplicate_groups
-from tsugiki.errors import DataError, InputError, UnknownNameError
+from tsugiki.errors import DataError, InputError, UnknownNameError, UnsupportedError
 from tsugiki.evals import yardsticks
 from tsugiki.types import ImagePart, ImageSource, Message, Part, Sample, TextPart
 
@@ -52,8 +52,23 @@ def open_bank(model: Any, folder: str | Path) -> Bank:
         BaseMismatchError: another tower, naming both.
         StoreError: no bank there.
     """
-    tower = model.frontend.tower
+    tower = single_tower(model)
     return Bank.open(folder, fingerprint=tower.fingerprint(), tower=tower.name)
+
+
+def single_tower(model: Any) -> Any:
+    """The tower whose features a bank keeps.
+
+    Raises:
+        UnsupportedError: a front-end of several towers or views.
+    """
+    if model.frontend.mix is not None:
+        raise UnsupportedError(
+            "a bank for a front-end of several towers or views",
+            expected="one tower with one view",
+            fix="Build the bank for a model that has one.",
+        )
+    return model.frontend.tower
 
 
 def pooled(features: Tensor) -> npt.NDArray[np.float32]:
@@ -139,7 +154,7 @@ class BankDemos:
             return ()
         vector = pooled(self._encode(picture))
         spare = SPARE if self.apart or self.form == "pictures" else 0
-        found = self.bank.search(vector, self.k + spare, labels=sample.options or None, without=[pixel_key(picture)])
+        found, kept = self._found(picture, vector, self.k + spare, sample)
         if not found and sample.options and not set(sample.options) & set(self.bank.counts()):
             raise InputError(
                 f"a bank of {', '.join(map(repr, self.bank.counts()))}",
@@ -147,12 +162,23 @@ class BankDemos:
                 fix="Use options that the bank has, or add entries.",
                 where=str(self.bank.folder),
             )
-        kept = [n for n in found if self._shows(n.entry)]
-        kept = self._unlike(picture, kept)[: self.k] if self.apart else kept[: self.k]
+        kept = kept[: self.k]
         if len(kept) < self.k and not self._told:
             self._told = True
             logger.warning("%d demonstrations of %d asked for: the bank has no more.", len(kept), self.k)
         return tuple(kept)
+
+    def _found(
+        self, picture: Any, vector: npt.NDArray[np.float32], wanted: int, sample: Sample
+    ) -> tuple[Sequence[Neighbour], list[Neighbour]]:
+        """The nearest entries, and those of them that may be shown: more are looked at until there are enough."""
+        while True:
+            found = self.bank.search(vector, wanted, labels=sample.options or None, without=[pixel_key(picture)])
+            kept = [n for n in found if self._shows(n.entry)]
+            kept = self._unlike(picture, kept) if self.apart else kept
+            if len(kept) >= self.k or len(found) < wanted:
+                return found, kept
+            wanted *= 2
 
     def vote(self, samples: Sequence[Sample]) -> list[str]:
         """The yardstick: what the same neighbours say without an LLM, see `yardsticks.bank_vote`."""

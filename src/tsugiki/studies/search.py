@@ -79,7 +79,7 @@ def search(
 
     Args:
         folders: two parents, as `tsugiki.mix` takes them.
-        measure: scores of a mix.
+        measure: scores of a mix. What has an attribute `key` is told from another one in the same folder.
         out: its folder.
         objective: task.metric, the score that is raised (a loss: lowered).
         budget: largest drops, see `evals.budget`.
@@ -97,6 +97,8 @@ def search(
     """
     require("optuna", extra="mix")
     require("matplotlib", extra="eval")
+    if seed < 0:
+        raise InputError(f"seed {seed}", expected="0 or more", where="search")
     if len(folders) != 2:
         raise InputError(
             f"{len(folders)} parents", expected="two", fix="Mix two, then the result with the next.", where="search"
@@ -109,6 +111,7 @@ def search(
         "objective": objective,
         "budget": dict(budget),
         "parts": list(parts),
+        "asked": [getattr(one, "key", None) for one in (measure, unseen)],
     }
     _same_search(folder, settings)
     run = _Run(list(folders), folder, objective, budget, base, say or (lambda _: None))
@@ -166,8 +169,10 @@ def _tried(run: _Run, measure: Measure, parts: Sequence[str], trials: int, seed:
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # a call that was killed
     before = [trial.params for trial in study.get_trials(deepcopy=False, states=(complete,))]
+    waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    known = [*before, *(trial.system_attrs.get("fixed_params") for trial in waiting)]
     for beta in SWEEP:
-        if (params := dict.fromkeys(names, beta)) not in before:
+        if (params := dict.fromkeys(names, beta)) not in known:
             study.enqueue_trial(params)
     yield from (run.at(Point.of(params), measure) for params in before[: len(SWEEP) + trials])
     for _ in range(len(SWEEP) + trials - len(before)):

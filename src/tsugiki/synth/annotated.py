@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Picture:
     """Name -> all boxes of that name, from left to right."""
     absent: tuple[str, ...] = ()
     """Names of what is certainly not there."""
+    whole: bool = True
+    """Whether all things of the names that were annotated are in `things`."""
     caption: str = ""
     """What a warm start takes for its words."""
 
@@ -96,9 +98,11 @@ def from_samples(
     """Pictures of samples with labelled box parts; see `read`."""
     left_out = Counter() if left_out is None else left_out
     found: dict[Any, tuple[ImageSource, dict[str, dict[Box, None]], dict[str, None]]] = {}
+    crowds: dict[Any, set[str]] = {}
     for sample in samples:
         for source in sample.images:
             found.setdefault(source_key(source), (source, {}, {}))
+            crowds.setdefault(source_key(source), set()).update(map(_name, sample.meta.get("crowds") or ()))
         for part in sample.boxes:
             if name := _name(part.label):
                 _, things, _ = found[source_key(sample.images[part.image])]
@@ -108,8 +112,8 @@ def from_samples(
         if sample.task == "absent" and len(sample.images) == 1 and (name := _name(sample.meta.get("category"))):
             found[source_key(sample.images[0])][2][name] = None
     return [
-        _picture(f"{i:06d}", source, things, absent, codec or BoxCodec(), left_out)
-        for i, (source, things, absent) in enumerate(found.values())
+        _picture(f"{i:06d}", source, things, absent, codec or BoxCodec(), left_out, crowds[key])
+        for i, (key, (source, things, absent)) in enumerate(found.items())
     ]
 
 
@@ -125,7 +129,9 @@ def from_scene(sample: Sample, names: Sequence[str], key: str) -> Picture:
         things.setdefault(item[key], []).append(Box(*item["box"]))
     absent = tuple(name for name in names if name not in things)
     boxes = {name: tuple(boxes) for name, boxes in things.items()}  # sorted already
-    return Picture(sample.images[0], tuple(sample.meta["size"]), sample.id, boxes, absent, sample.meta["caption"])
+    return Picture(
+        sample.images[0], tuple(sample.meta["size"]), sample.id, boxes, absent, caption=sample.meta["caption"]
+    )
 
 
 def _picture(
@@ -135,20 +141,23 @@ def _picture(
     absent: Iterable[str],
     codec: BoxCodec,
     left_out: Counter[str],
+    crowds: Collection[str],
 ) -> Picture:
     size = image_size(source)
     square, usable = PaddedSquare(*size), {}
     for said, given in things.items():
         boxes = sorted(given, key=lambda b: (b.x1, b.y1, b.x2, b.y2))
         texts = {codec.encode(box, square) for box in boxes}
-        if len(texts) < len(boxes):
+        if said in crowds:
+            left_out["name of which some have no box of their own"] += 1
+        elif len(texts) < len(boxes):
             left_out["name with the same box twice"] += 1
         elif not all(readable(box, codec, square) for box in boxes):
             left_out["name with a box that the codec does not bring back"] += 1
         else:
             usable[said] = tuple(boxes)
     certain = tuple(said for said in absent if said not in things)
-    return Picture(source, size, name, usable, certain, ", ".join(things))
+    return Picture(source, size, name, usable, certain, len(usable) == len(things) and not crowds, ", ".join(things))
 
 
 def readable(box: Box, codec: BoxCodec, square: PaddedSquare) -> bool:

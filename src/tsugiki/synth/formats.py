@@ -59,6 +59,8 @@ class _Scene:
 
     objects: tuple[_Thing, ...]
     absent: tuple[str, ...]
+    whole: bool = True
+    """Whether these are all things that were annotated."""
 
     def of(self, name: str) -> tuple[int, ...]:
         return tuple(i for i, thing in enumerate(self.objects) if thing.label == name)
@@ -95,6 +97,8 @@ def convert(
         DataError: the file is not what it should be, or holds nothing to ask for.
         BoxError, ImageError: see `data.convert.coco`.
     """
+    if seed < 0:
+        raise InputError(f"seed {seed}", expected="0 or more", where="formats")
     wrong: list[InputError] = [] if problems is None else problems
     pictures = annotated.read(
         path,
@@ -123,7 +127,7 @@ def make(
 ) -> list[Sample]:
     """At most `questions` samples about one picture, of different formats that it allows."""
     things = [_Thing(box, name) for name, boxes in picture.things.items() for box in boxes]
-    scene = _Scene(tuple(sorted(things, key=lambda t: (t.box.x1, t.box.y1))), picture.absent)
+    scene = _Scene(tuple(sorted(things, key=lambda t: (t.box.x1, t.box.y1))), picture.absent, picture.whole)
     left = {name: weight for name, weight in formats.items() if FORMATS[name].allows(scene)}
     samples: list[Sample] = []
     while left and len(samples) < questions:
@@ -209,7 +213,7 @@ def _reg(scene: _Scene, phrases: Phrases, rng: np.random.Generator) -> Question:
 
 
 def _detect(scene: _Scene, phrases: Phrases, rng: np.random.Generator) -> Question:
-    if rng.random() < 0.5:
+    if scene.whole and rng.random() < 0.5:
         return worded("detect", Draft("detect", "detect", _all(scene)), scene, phrases, "boxes", rng)
     there = not scene.absent or rng.random() < 0.75
     name = one(scene.names if there else scene.absent, rng)
@@ -242,8 +246,8 @@ class Format:
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        "caption": Format(_caption),
-        "grounded caption": Format(_grounded),
+        "caption": Format(_caption, lambda scene: scene.whole and _few(scene)),
+        "grounded caption": Format(_grounded, lambda scene: scene.whole and _few(scene)),
         "vqa": Format(_count),
         "choice": Format(_choice, lambda scene: _any(scene) and bool(scene.absent)),
         "rec": Format(_rec),

@@ -24,7 +24,11 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
             parts.check(model, stage.parts, where=where)
             if stage.retention is not None:
                 trains, sharded = parts.trains_llm(stage.parts), plan.parallel == "fsdp"
-                retained.check(model, stage.retention, trains=trains, sharded=sharded, where=f"{where}.retention")
+                before = any(parts.trains_llm(s.parts) for s in plan.stages[:i])
+                retained.check(
+                    model, stage.retention, trains=trains, sharded=sharded, where=f"{where}.retention",
+                    trained_before=before,
+                )  # fmt: skip
             losses.get(stage.loss, where=f"{where}.loss")
             warming.check(stage, where=where)
             warming.check_places(model, plan.stages[: i + 1], where=where)

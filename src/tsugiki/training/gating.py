@@ -37,7 +37,7 @@ def check(model: Any, stage: Stage, samples: Samples, *, where: str) -> None:
         RecipeError: it finds one alone, or none of those that train.
     """
     found = {branch_in(s, model.branches) for content in samples.values() for s in content if s.images}
-    if any(stage.data[n].replay != "none" and any(not s.images for s in c) for n, c in samples.items()):
+    if any(stage.data[n].replay == "in_picture" and any(not s.images for s in c) for n, c in samples.items()):
         found.add("image")  # text questions behind a picture, put there later
     taught = parts.taught_by(model, stage.parts)
     if len(found) < 2 or not found & taught:

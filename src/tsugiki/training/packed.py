@@ -31,6 +31,15 @@ def check(model: Any, stage: Stage, samples: Mapping[str, Sequence[Sample]], *, 
                 fix="Put them into a source of their own.",
                 where=place,
             )
+        limits = [getattr(model.language_model.config, "max_position_embeddings", None), stage.max_length]
+        longest = min((limit for limit in limits if limit), default=stage.data[name].pack_length)
+        if stage.data[name].pack_length > longest:
+            raise RecipeError(
+                f"pack_length: {stage.data[name].pack_length}",
+                expected=f"at most {longest}, what the LLM reads and max_length allows",
+                fix="Make it smaller, or raise max_length.",
+                where=f"{where}.data.{name}.pack_length",
+            )
         if stage.loss != "per_token":
             raise RecipeError(
                 f"loss: {stage.loss} counts rows, and a packed row is many samples",

@@ -95,7 +95,9 @@ def units(model: Any) -> Iterator[nn.Module]:
     tower = model.frontend.tower
     blocks = [block for graft in model.grafts for child in graft.children() for block in _blocks(child)]
     towers = [tower] if any(p.requires_grad for p in tower.parameters()) else []
-    found = [*model.decoder.layers, *blocks, model.frontend.projector, *towers]
+    # A mix runs parts of the projector, not its forward: what is gathered by a forward would stay in pieces.
+    projector = [model.frontend.projector] if model.frontend.mix is None else []
+    found = [*model.decoder.layers, *blocks, *projector, *towers]
     owners = Counter(id(p) for module in found for p in module.parameters())
     for module in found:
         own = [id(p) for p in module.parameters()]

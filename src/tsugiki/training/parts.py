@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tsugiki.decoder import is_peft
 from tsugiki.errors import RecipeError
 
+_LAST = re.compile(r"llm\.last_[1-9]\d*")
 _ROOTS = {
     "projector": {"frontend.projector", "frontend.mix", "frontend.places"},
     "tower": {"frontend.tower"},
@@ -38,7 +40,7 @@ def parts_of(model: Any, asked: Iterable[str] = ()) -> dict[str, dict[str, nn.Pa
             parts["tower" if keys[1] in ("tower", "more_towers") else "projector"][name] = parameter
         else:
             parts["llm"][name] = parameter
-    for last in (part for part in asked if part.startswith("llm.last_")):
+    for last in (part for part in asked if _LAST.fullmatch(part)):
         own = _last(model, int(last.rpartition("_")[2]))
         rest = parts.pop("llm")
         parts |= {last: {k: p for k, p in rest.items() if id(p) in own}}
@@ -137,7 +139,7 @@ def _check_llm(model: Any, rates: Iterable[str], *, where: str) -> None:
         )
     depth = len(model.decoder.layers)
     for part in rates:
-        if part.startswith("llm.last_") and int(part.rpartition("_")[2]) > depth:
+        if _LAST.fullmatch(part) and int(part.rpartition("_")[2]) > depth:
             raise RecipeError(
                 f"{part.removeprefix('llm.')} of an LLM of {depth} layers",
                 expected=f"last_1 to last_{depth}",

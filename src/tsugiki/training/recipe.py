@@ -137,6 +137,13 @@ class Stage(_Strict):
     """`true`, or the fields of a warm start of the projector."""
 
     @model_validator(mode="after")
+    def _a_rate_for_the_llm(self) -> Stage:
+        own = {"llm", "graft.lora"} if self.llm == "lora" else {"llm"}
+        if self.llm not in ("trainable", "frozen") and not own & self.train.keys():
+            raise ValueError(f"llm: {self.llm} without a rate: add llm to `train`, such as {{llm: 2.0e-5}}")
+        return self
+
+    @model_validator(mode="after")
     def _one_length(self) -> Stage:
         if (self.steps is None) == (self.minutes is None):
             found = "neither" if self.steps is None else "both"

@@ -32,8 +32,15 @@ SEED = 10_007
 PREFIX = "language_model."
 
 
-def check(model: Any, limits: Retention, *, trains: bool, sharded: bool, where: str) -> None:
+def check(
+    model: Any, limits: Retention, *, trains: bool, sharded: bool, where: str, trained_before: bool = False
+) -> None:
     """Whether a stage can be watched.
+
+    Args:
+        trains: the stage trains weights of the LLM's own.
+        sharded: the model is in pieces.
+        trained_before: an earlier stage trains them.
 
     Raises:
         RecipeError: the LLM does not train, is in pieces, or has no source files where they are needed.
@@ -48,7 +55,7 @@ def check(model: Any, limits: Retention, *, trains: bool, sharded: bool, where: 
             fix="Change it, or remove `retention`.",
             where=where,
         )
-    needed = limits.pull or model.config.llm_trained
+    needed = limits.pull or trained_before or model.config.llm_trained
     if needed and identity.find_source(model.language_model, model.base_identity) is None:
         raise RecipeError(
             f"the base {model.base_identity.get('name')} has no source files here",
@@ -110,13 +117,25 @@ class Watch:
     def of(cls, model: Any, limits: Retention, state: Mapping[str, Any]) -> Watch:
         """As it was in a checkpoint."""
         watch = cls(limits, bare_rows(model, texts(limits)), state["base"], state["pulled"])
+        if state.get("texts", watch.key) != watch.key:
+            raise DataError(
+                "other texts than this run began with",
+                expected="the same ones: their loss under the base is known already",
+                fix="Put them back, or start another run.",
+                where=str(limits.texts or "wiki"),
+            )
         watch.stopped = bool(state["stopped"])
         return watch
 
     @property
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON values."""
-        return {"base": self.base, "pulled": self.pulled, "stopped": self.stopped}
+        return {"base": self.base, "pulled": self.pulled, "stopped": self.stopped, "texts": self.key}
+
+    @property
+    def key(self) -> str:
+        """Of the texts that are read."""
+        return identity.hash_json(self.rows)
 
     def measure(self, model: Any) -> Score:
         """Loss a token, paired with the base's."""
@@ -212,7 +231,8 @@ def nats(llm: Any, rows: Sequence[list[int]], model: Any) -> list[float]:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             ids, mask = right_padded(part, model.tokenizer.pad_token_id or 0, model.device)
-            logits = llm(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            with torch.autocast(ids.device.type, enabled=False):  # as the base was measured, before the first step
+                logits = llm(input_ids=ids, attention_mask=mask, use_cache=False).logits
             for row, own in zip(part, logits, strict=True):
                 scores = own[: len(row) - 1].float().log_softmax(-1)
                 target = torch.tensor(row[1:], device=scores.device)[:, None]

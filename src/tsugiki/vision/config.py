@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -107,6 +107,15 @@ class FrontEndConfig:
     """Of the tower's weights and transform."""
 
     def __post_init__(self) -> None:
+        towers: Any = self.towers
+        if isinstance(towers, str) or not isinstance(towers, Sequence):
+            raise InputError(f"towers={self.towers!r}", expected="a list of towers", where="front-end")
+        if self.raster is not None and not (
+            isinstance(self.raster, Sequence)
+            and len(self.raster) == 2
+            and all(isinstance(n, int) and n > 0 for n in self.raster)
+        ):
+            raise InputError(f"raster={self.raster!r}", expected="two numbers, rows and columns", where="front-end")
         for name in ("grid", "raster"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -126,6 +135,10 @@ class FrontEndConfig:
                 "no tower" if not self.tower else f"tower={self.tower!r} and {len(self.towers)} towers",
                 expected="one of the two: tower, or towers",
                 where="front-end",
+            )
+        if self.reduce_crops and self.views == "global":
+            raise InputError(
+                "reduce_crops without crops", expected="views: global+2x2 or global+3x3", where="front-end"
             )
         if self.align not in ALIGN:
             raise UnknownNameError("way to align grids", self.align, ALIGN)

@@ -37,6 +37,8 @@ class Annotated:
     """Classes with any annotation, also one that is wrong or no box: never asked for as absent."""
     broken: set[str] = field(default_factory=set)
     """Classes with a wrong annotation: not asked for, an answer that lacks a box would teach a mistake."""
+    crowds: set[str] = field(default_factory=set)
+    """Classes of which some are there without a box of their own."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -134,7 +136,7 @@ class Asking:
             id=f"{about.name}#{name}",
             messages=(question, Message("assistant", answer)),
             task=task,
-            meta={"category": name, **about.meta},
+            meta={"category": name, **({"crowds": sorted(about.crowds)} if about.crowds else {}), **about.meta},
             where=about.where,
         )
 

@@ -76,7 +76,9 @@ def _read(
                 fix="Leave one out, or give it an id of its own.",
                 where=where,
             )
-        if not entry.get("iscrowd"):
+        if entry.get("iscrowd"):
+            about.crowds.add(name)
+        else:
             about.add(name, read_box(entry, where), f"{where} bbox")
 
 

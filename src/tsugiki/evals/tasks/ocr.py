@@ -61,7 +61,7 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
     """Ask for the texts, until the time is up."""
     options: dict[str, Any] = {"batch_size": settings.batch_size, "max_new_tokens": _tokens(model, samples, settings)}
-    own = FreeAnswerer(model, features=settings.features, **options)
+    own = FreeAnswerer(model, features=settings.features, demos=settings.demos, **options)
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(FreeAnswerer(model, llm=llm, **options))
     codec: BoxCodec = model.processor.collator().codec
