@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,25 @@ def test_a_method_is_its_file_and_its_signature() -> None:
 
     with pytest.raises(TypeError, match="with types"):
         _base.method(paper=None)(bare)
+
+
+def test_tensors_that_are_equal_take_the_dtype_of_the_result(two: tuple[Path, Path], tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(two[0], first)
+    narrow = {k: v.bfloat16() for k, v in load_file(first / "model.safetensors").items()}
+    save_file(narrow, first / "model.safetensors", metadata={"format": "pt"})
+    mixed = load_file(mix([first, two[1], two[1]], [0.0, 0.5, 0.5], tmp_path / "mixed") / "model.safetensors")
+    b = load_file(two[1] / "model.safetensors")
+    assert all(tensor.dtype == torch.bfloat16 and torch.equal(tensor, b[k].bfloat16()) for k, tensor in mixed.items())
+
+
+def test_a_folder_that_holds_other_things_stays_as_it_is(two: tuple[Path, Path], tmp_path: Path) -> None:
+    project, inside = tmp_path / "project", tmp_path / "runs" / "tower"
+    (project / "base").mkdir(parents=True)
+    (project / "base" / "data.txt").write_text("mine")
+    with pytest.raises(StoreError, match="holds another model"):
+        mix(two, [0.5, 0.5], project)
+    shutil.copytree(two[0], inside)
+    with pytest.raises(StoreError, match="holds one of the parents"):
+        mix([inside, two[1]], [0.5, 0.5], inside.parent)
+    assert (project / "base" / "data.txt").read_text() == "mine" and (inside / "model.safetensors").is_file()

@@ -226,3 +226,26 @@ def test_grafts_are_scored_on_halves_that_share_nothing(tmp_path: Path, monkeypa
         _graded.both(["decisions"], files[0], files[0], load=lambda folder: model, budget=budget, items=3)
     with pytest.raises(InputError, match="no task"):
         _graded.both(["retention"], *files, load=lambda folder: model, budget=budget)
+
+
+def test_a_search_about_other_data_is_another_one(two: tuple[Path, Path], tmp_path: Path) -> None:
+    one, other = Formula(two), Formula(two)
+    one.key, other.key = "of these", "of those"  # type: ignore[attr-defined]
+    run(two, tmp_path / "s", one, ablate=[], trials=0)
+    with pytest.raises(StoreError, match="another search is there: asked"):
+        run(two, tmp_path / "s", other, ablate=[], trials=0)
+
+
+def test_every_point_of_the_sweep_is_measured_however_often_it_stops(two: tuple[Path, Path], tmp_path: Path) -> None:
+    measure = Formula(two)
+    for most in (3, 5):
+
+        def stops(folder: Path, most: int = most) -> list[Score]:
+            if measure.asked == most:
+                raise KeyboardInterrupt
+            return measure(folder)
+
+        with pytest.raises(KeyboardInterrupt):
+            run(two, tmp_path / "s", stops, ablate=[], trials=0)
+    found = run(two, tmp_path / "s", measure, ablate=[], trials=0)
+    assert sorted(m.point.beta for m in found.points) == pytest.approx(list(SWEEP))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,16 @@ def test_languages_are_as_complete_as_english() -> None:
     for phrases in PHRASES.values():
         assert phrases.questions.keys() == english.questions.keys()
         assert phrases.hints.keys() == english.hints.keys() and phrases.words.keys() == english.words.keys()
+
+
+def test_what_has_no_box_of_its_own_makes_no_answer(coco: Path) -> None:
+    data = json.loads(coco.read_text(encoding="utf-8"))
+    data["annotations"].append({"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "iscrowd": 1})
+    coco.write_text(json.dumps(data), encoding="utf-8")
+    left_out: Counter[str] = Counter()
+    made = formats.convert(coco, questions=len(formats.FORMATS), left_out=left_out)
+    kinds = {s.meta["format"] for s in made}
+    assert kinds and not kinds & {"caption", "grounded caption"} and left_out
+    for sample in made:
+        assert not any(part.label == "nut" for part in sample.boxes)
+        assert "nut" not in "".join(p.text for p in sample.messages[-1].parts if isinstance(p, TextPart))

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tests.training._tiny import cache, marked, model, recipe, samples
 
+from tsugiki.testing import TinyTower
 from tsugiki.training.trainer import StepReport, train
 from tsugiki.types import Message, Sample
 
@@ -46,6 +47,8 @@ def run(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """One case in this process; the first one leaves the weights in `<folder>/<name>.safetensors`."""
     rank = int(os.environ.get("RANK", 0))
     graft, attached = case["graft"], case.get("attach", {})
+    if attached.get("vision") == "two towers":
+        attached = {**attached, "vision": [TinyTower(seed=1), TinyTower(seed=2)], "views": "global+2x2"}
     # Another start in every process: all of them have to train the first one's.
     built = model(graft, dropout=case.get("dropout", 0.0), seed=rank, **attached)
     trained = ["projector"] if graft == "projector" else ["projector", f"graft.{graft}"]

@@ -66,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "tower": {"graft": "projector", "mixed": True, "also": ["llm", "tower"], "attach": {"train_tower": True}},
+    "mix": {"graft": "projector", "attach": {"vision": "two towers"}},
     "unclipped": {"graft": "projector", "stage": {"max_grad_norm": 0, "warm_start": True, "variants": 1}},
     "bf16": {"graft": "cross_attention", "recipe": {"precision": "bf16"}},
 }

@@ -234,3 +234,15 @@ def test_the_demo_recipe_runs(base: Path, tmp_path: Path) -> None:
     found = result.reports["main"]
     assert 0 < found["text"]["share"] < 1 and [r["step"] for r in found["retention"]][-1] == result.steps
     assert built.guarantee == "bounded"
+
+
+def test_a_run_does_not_go_on_with_other_texts(base: Path, tmp_path: Path) -> None:
+    def stop(report: Any) -> None:
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(loaded(base), tmp_path, budget=9.0, on_step=stop)
+    (tmp_path / "texts.txt").write_text("\n\n".join(f"{text} Indeed." for text in TEXTS), encoding="utf-8")
+    with pytest.raises(DataError, match="other texts than this run began with"):
+        run(loaded(base), tmp_path, budget=9.0)

@@ -93,6 +93,8 @@ def test_a_lora_in_its_place(tmp_path: Path) -> None:
         ({"llm": "lora"}, "projector", "unknown part 'graft.lora'"),
         ({"llm": "last_9"}, "projector", "last_9 of an LLM of 4 layers; expected last_1 to last_4"),
         ({"llm": "last_0"}, "projector", "found 'last_0'"),
+        ({"train": {"llm.last_0": 1e-3}}, "projector", "unknown part 'llm.last_0'"),
+        ({"llm": "last_1", "train": {"projector": 1e-3}}, "projector", "last_1 without a rate"),
         ({"llm": "half"}, "projector", "found 'half'"),
         ({"llm": "lora", "train": {"llm": 1e-3, "graft.lora": 1e-3}}, "lora", "which has one too; leave one out"),
     ],

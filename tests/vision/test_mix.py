@@ -369,3 +369,17 @@ def test_places_stand_behind_the_last_token() -> None:
         assert torch.equal(tokens[:-tail], bare(features=features).each[i])
     cells, boxes = places.find(front.cells(features))
     torch.testing.assert_close(out.each[2][-len(places.text) :], places.glyphs[places.characters(boxes)[2, 1]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"towers": "clip"}, "a list of towers"),
+        ({"tower": "a", "raster": 8}, "two numbers"),
+        ({"tower": "a", "raster": (0, 0)}, "two numbers"),
+        ({"tower": "a", "reduce_crops": True}, "reduce_crops without crops"),
+    ],
+)
+def test_settings_that_say_nothing_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        FrontEndConfig(**fields)
