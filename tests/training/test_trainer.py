@@ -146,6 +146,12 @@ def test_every_shipped_recipe_runs_on_fakes(name: str, tmp_path: Path) -> None:
     sources = {source: of_source(source) for stage in plan.stages for source in stage.data}
     # Retention is measured on texts of its own; see test_retained.py.
     short = ["steps=2", "batch_size=2", "retention=null"]
+    short += [
+        f"stages.{stage.name}.data.{source}.pack_length=64"  # the fake reads 512 tokens at most
+        for stage in plan.stages
+        for source, settings in stage.data.items()
+        if settings.replay == "packed"
+    ]
     result = train(
         built, name, tmp_path / "run", data=sources, overrides=short, progress=False,
         features=cache(built, tmp_path),
