@@ -2,7 +2,7 @@
 
 The index file holds what is in the entries already, in one piece with a checksum: where it is missing, damaged or of
 another bank, the entries are read instead and it is written again. The search is one product of NumPy:
-`benchmarks/bank.py` measures FAISS beside it, which gains too little to depend on. Shapes: n entries, d width.
+`benchmarks/bank.py` measures FAISS beside it, which is slower on two cores. Shapes: n entries, d width.
 """
 
 from __future__ import annotations
