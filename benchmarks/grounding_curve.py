@@ -108,8 +108,8 @@ def main() -> None:
     ]
     notes = [
         f"{given.data}; {given.method}, {given.steps} steps of {given.batch_size}, {given.folds} folds,"
-        f" {given.places} places: every picture"
-        f" is asked about once, by a graft that learned from the other folds; {device}.",
+        f" {given.places} places: every picture is asked about once,"
+        f" by a graft that learned from the other folds; {device}.",
         "The interval is over pictures, with the grafts as trained; the folds' own figures and their standard deviation"
         " have what another draw of training pictures changes.",
     ]

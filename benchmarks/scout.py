@@ -136,7 +136,7 @@ def run(name: str, seed: int, runs: Path) -> None:
     texts = FreeAnswerer(model, features=features, batch_size=16, max_new_tokens=120)(ask)
     squares = [PaddedSquare(*image_size(s.images[0])) for s in ask]
     found = [tuple(model.processor.codec.parse(t, q)) for t, q in zip(texts, squares, strict=True)]
-    gold = [tuple(box for box in grounding.gold(s)) for s in ask]
+    gold = [tuple(grounding.gold(s)) for s in ask]
     measures = {"last": grounding.answer_hit, "first": lambda f, g: grounding.hit(f[:1], g[:1])}
     result |= {k: [float(m(f, g)) for f, g in zip(found, gold, strict=True)] for k, m in measures.items()}
     result |= {

@@ -28,7 +28,7 @@ from tsugiki.synth.layout import pick
 from tsugiki.synth.nominal import Nominal
 from tsugiki.synth.phrases import LANGUAGES
 from tsugiki.synth.phrases.base import FORMS
-from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture
+from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture, written
 from tsugiki.synth.wording import Question
 from tsugiki.types import ImagePart, Message, Sample
 
@@ -126,13 +126,7 @@ def generate(
     folder = Path(out).resolve()
     if prepared(folder, stamp, n, nominal.attribution, beside=["masks"]):
         return schema.load(folder / "samples.jsonl")
-    samples: list[Sample] = []
-    for index in range(n):
-        samples += _picture(run, index, nominal, folder)
-        if progress is not None:
-            progress(index + 1, n)
-    schema.write(folder / "samples.jsonl", samples)
-    return samples
+    return written(folder, n, lambda index: _picture(run, index, nominal, folder), progress)
 
 
 @dataclass(frozen=True, kw_only=True)

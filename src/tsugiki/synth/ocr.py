@@ -24,7 +24,7 @@ from tsugiki.synth.lettering import RGB, Sheet, Written
 from tsugiki.synth.pages import PAGES, Gauge, Maker, draw
 from tsugiki.synth.phrases import TEXTS
 from tsugiki.synth.reading import ON_PAGE, TASKS, Asked, Page, ask
-from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture
+from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture, written
 from tsugiki.types import ImagePart, Message, Sample
 
 VERSION = 1
@@ -116,13 +116,7 @@ def generate(
     if prepared(folder, stamp, n, ATTRIBUTION):
         return schema.load(folder / "samples.jsonl")
     grounds = Backgrounds(split, size, photographs)
-    samples: list[Sample] = []
-    for index in range(n):
-        samples += _picture(run, index, grounds, folder)
-        if progress is not None:
-            progress(index + 1, n)
-    schema.write(folder / "samples.jsonl", samples)
-    return samples
+    return written(folder, n, lambda index: _picture(run, index, grounds, folder), progress)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tsugiki.data import schema
 from tsugiki.data.files import atomic_write
 from tsugiki.errors import DataError, StoreError, UnknownNameError
+from tsugiki.types import Sample
 
 Weights = Mapping[str, float] | Sequence[str]
 """Names with weights, or names of equal weight."""
@@ -101,3 +103,21 @@ def prepared(folder: Path, stamp: str, pictures: int, attribution: str, beside: 
     for inner in (images, *others):
         inner.mkdir(exist_ok=True)
     return False
+
+
+def written(
+    folder: Path, n: int, picture: Callable[[int], list[Sample]], progress: Callable[[int, int], None] | None
+) -> list[Sample]:
+    """The samples of `n` pictures, in `samples.jsonl`: written last and whole, so that where it is, the pictures are.
+
+    Args:
+        picture: makes and writes the picture of a number; its samples.
+        progress: called with (pictures made, n).
+    """
+    samples: list[Sample] = []
+    for index in range(n):
+        samples += picture(index)
+        if progress is not None:
+            progress(index + 1, n)
+    schema.write(folder / "samples.jsonl", samples)
+    return samples

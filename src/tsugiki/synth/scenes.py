@@ -23,7 +23,7 @@ from tsugiki.synth.phrases import LANGUAGES
 from tsugiki.synth.phrases.base import FORMS
 from tsugiki.synth.pictograms import ATTRIBUTION, RENDERINGS, choose
 from tsugiki.synth.questions import TASKS, Choices, ask
-from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture
+from tsugiki.synth.runs import Weights, known_names, prepared, refuse, weights_of, write_picture, written
 from tsugiki.synth.wording import Question
 from tsugiki.types import ImagePart, Message, Sample
 
@@ -127,13 +127,7 @@ def generate(
     if prepared(folder, stamp, n, ATTRIBUTION):
         return schema.load(folder / "samples.jsonl")
     studio = Studio(split, size, svg_folder, photographs)
-    samples: list[Sample] = []
-    for index in range(n):
-        samples += _picture(run, index, studio, folder)
-        if progress is not None:
-            progress(index + 1, n)
-    schema.write(folder / "samples.jsonl", samples)
-    return samples
+    return written(folder, n, lambda index: _picture(run, index, studio, folder), progress)
 
 
 def captions(samples: Iterable[Sample]) -> tuple[list[Path], list[str]]:

@@ -197,11 +197,7 @@ class FrontEndConfig:
             UnknownNameError: a field that the codec does not have.
             BoxError: values that make no codec.
         """
-        known = {f.name for f in fields(BoxCodec)}
-        for name in self.box_text:
-            if name not in known:
-                raise UnknownNameError("field of box_text", name, known)
-        return BoxCodec(**self.box_text)
+        return BoxCodec(**known_fields(BoxCodec, self.box_text, "field of box_text"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what came later is left out where it is the default, as older grafts were saved."""
@@ -217,7 +213,7 @@ class FrontEndConfig:
         return cls(**known_fields(cls, values))
 
 
-def known_fields(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def known_fields(cls: type[Any], values: Mapping[str, Any], kind: str = "front-end field") -> dict[str, Any]:
     """The same values.
 
     Raises:
@@ -226,7 +222,7 @@ def known_fields(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
     for name in values:
         if name not in known:
-            raise UnknownNameError("front-end field", name, known)
+            raise UnknownNameError(kind, name, known)
     return dict(values)
 
 
