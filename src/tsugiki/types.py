@@ -77,13 +77,13 @@ class ImagePart:
 
 
 DEMO_FORMS = ("visual_guided_text", "textual_guided_visual", "uni_modal", "both")
-"""How a hub hands a demonstration to the LLM: its text after it has seen the picture (MMICT), its picture's queries after
-they have read the text, queries and text that have not met (plain tuning in context), or queries and text that have."""
+"""How a hub hands a demonstration to the LLM: its text after it has seen the picture (MMICT), its picture's queries
+after they have read the text, queries and text that have not met (plain tuning in context), or both that have."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoPart(ImagePart):
-    """A demonstration: a picture, and all that is said of it. Without a hub it is read as that picture and that text."""
+    """A demonstration: a picture and all that is said of it. Without a hub it is read as that picture and that text."""
 
     text: str = ""
     form: str = DEMO_FORMS[0]
