@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from tsugiki.errors import RecipeError, UnknownNameError
 from tsugiki.training import recipe as recipes
-from tsugiki.training.recipe import FOLDER, Demos, Recipe, Source, Stage, WarmStart, available, load
+from tsugiki.training._demos import Demos
+from tsugiki.training.recipe import FOLDER, Recipe, Source, Stage, WarmStart, available, load
 
 
 def text(tmp_path: Path, content: str) -> Path:

@@ -16,7 +16,8 @@ from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.demos import Groups, shown
 from tsugiki.errors import RecipeError
 from tsugiki.training import parts
-from tsugiki.training.recipe import Demos, Stage
+from tsugiki.training._demos import Demos
+from tsugiki.training.recipe import Stage
 from tsugiki.types import Sample
 
 if TYPE_CHECKING:

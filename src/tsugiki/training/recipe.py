@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tsugiki.data.splits import THRESHOLD
 from tsugiki.errors import RecipeError, UnknownNameError
+from tsugiki.training._demos import Demos
 from tsugiki.training._settings import apply_overrides, fields_at, read_yaml
 from tsugiki.training.limits import Retention
 from tsugiki.training.schedule import Schedule
@@ -23,33 +23,6 @@ FREE = ("name", "description", "model", "parallel", "save_seconds", "save_steps"
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Demos(_Strict):
-    """Demonstrations before a source's samples, drawn anew each time: N ~ U{0..most} others of the same task, each with
-    another picture. The loss is that of the sample's own answer alone."""
-
-    most: int = Field(ge=0)
-    """N_max; 0 is training without any."""
-    sampler: Literal["random", "nearest", "diverse", "balanced"] = "random"
-    """Which ones: `random`; the `nearest` to the sample's picture by the tower's features, or near and `diverse`; or
-    `balanced`, as many of each answer."""
-    form: Literal["visual_guided_text", "textual_guided_visual", "uni_modal", "both"] | None = None
-    """How a hub hands them to the LLM. None = as the hub's settings say. Without a hub they are pictures and their texts,
-    which is `uni_modal`."""
-    near: Annotated[int, Field(ge=0, le=64)] | None = THRESHOLD
-    """Bits of 64 in which hashes of pictures may differ that count as one. None = equal pixels only, as pictures of one
-    fixed camera need."""
-
-    @field_validator("sampler", mode="before")
-    @classmethod
-    def _no_losses(cls, value: Any) -> Any:
-        if value == "hard":
-            raise ValueError(
-                "sampler: hard needs the model's loss of every sample, which a stage does not know; use random,"
-                " nearest, diverse or balanced"
-            )
-        return value
 
 
 class Source(_Strict):
