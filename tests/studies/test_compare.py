@@ -158,6 +158,8 @@ def test_nothing_finished_is_one_line(plan_file: Path, tmp_path: Path) -> None:
         ({"asked": {"retention": ["wikis"]}}, UnknownNameError, "wiki"),
         ({"comparisons": [["wings", "iaa"]]}, RecipeError, "'iaa'"),
         ({"comparisons": [["wings", "projector"]] * 7}, RecipeError, "at most 6"),
+        ({"arms": {"a/b": {"method": "wings"}}, "comparisons": []}, RecipeError, "'a/b'"),
+        ({"data": {"train": "no.jsonl", "ask": "no.jsonl"}}, RecipeError, "no such file"),
         ({"seeds": [1, 1]}, RecipeError, "stands twice"),
         ({"arms": {"projector": {"replay": 1}}, "comparisons": []}, RecipeError, "data.text"),
         ({"arms": {"m": {"mix_of": "x"}}, "comparisons": []}, RecipeError, "no arm that is trained"),

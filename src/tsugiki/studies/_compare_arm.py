@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -320,10 +320,15 @@ def main() -> None:
     source, out, name, seed = sys.argv[1:]
     try:
         place = Place(out=Path(out), name=name, seed=int(seed))
-        run(plans.load(Path(source)), place, say=lambda text: print(text, file=sys.stderr, flush=True))
+        run(plans.load(Path(source)), place, say=_tell)
     except TsugikiError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        _tell(" ".join(str(error).split()))
         raise SystemExit(2) from None
+
+
+def _tell(text: object) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ Run = Mapping[str, Any]
 NOTES = (
     "All arms of a seed begin with the same front-end and get the same samples in the same order and as many steps.",
     "Intervals: 95 %, bootstrap of the items, all seeds of an item together; the seeds' own values stand behind them.",
-    "Text: loss minus the base's on the same held-out articles, nats a token; 0 where the proof holds. After a picture: "
-    "the same articles behind an unrelated picture.",
-    "First token, token: median ratio to the bare LLM reading as many tokens of text, in interleaved pairs, seeds' mean.",
+    "Text: loss minus the base's on the same held-out articles, nats a token; 0 where the proof holds. After a picture:"
+    " the same articles behind an unrelated picture.",
+    "First token, token: median ratio to the bare LLM with as many tokens of text, in interleaved pairs; seeds' mean.",
     "Memory: peak of the training minus what the loaded model takes; only where each arm has a process of its own.",
 )
 
@@ -235,10 +235,10 @@ def _table(content: Sequence[Mapping[str, str]]) -> Html:
         return Html("")
     heads = [key for key in content[0] if any(row.get(key) for row in content)]
     head = h("thead", h("tr", *(h("th", key, scope="col") for key in heads)))
-    body = [
-        h("tr", *(h("td", row.get(key, ""), data_label=key, class_="name" if i == 0 else None) for i, key in enumerate(heads)))
-        for row in content
-    ]  # fmt: skip
+    body = []
+    for row in content:
+        cells = [h("td", row.get(key, ""), data_label=key, class_="name" if key == heads[0] else None) for key in heads]
+        body.append(h("tr", *cells))
     # Wider than a screen it scrolls, by the keyboard too.
     return h("div", h("table", head, h("tbody", *body)), class_="wide", tabindex=0, role="region", aria_label="table")
 

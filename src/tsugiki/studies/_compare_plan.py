@@ -146,6 +146,9 @@ class Plan(_Strict):
     def _known(self) -> Plan:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: one stands twice")
+        for name in self.arms:
+            if not name or set(name) & set("/\\:"):
+                raise ValueError(f"the arm {name!r}: a name becomes a file's, without / \\ or :")
         for test in self.comparisons:
             for name in (test.first, test.second):
                 if name not in self.arms:
@@ -229,7 +232,11 @@ def load(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
     for suite in plan.asked.retention:
         if suite not in SUITES:
             raise UnknownNameError("retention suite", suite, SUITES, where=f"{where}: asked.retention")
-    return plan.model_copy(update={"data": _anchored(plan.data, folder)})
+    data = _anchored(plan.data, folder)
+    for file in (data.train, *data.ask.values(), *([data.text] if data.text is not None else [])):
+        if not file.is_file():
+            raise RecipeError("there is no such file", expected="JSONL", where=f"{where}: data: {file}")
+    return plan.model_copy(update={"data": data})
 
 
 def _anchored(data: Data, folder: Path) -> Data:
