@@ -53,7 +53,9 @@ def written_out(matrices: Any, parts: torch.Tensor, asks: list[int]) -> np.ndarr
     return found
 
 
-@pytest.mark.parametrize(("graft", "family"), [("projector", "qwen3"), ("wings", "llama"), ("cross_attention", "llama")])
+@pytest.mark.parametrize(
+    ("graft", "family"), [("projector", "qwen3"), ("wings", "llama"), ("cross_attention", "llama")]
+)
 @pytest.mark.parametrize("queries", ["all", "answer"])
 def test_against_loops_over_attention_matrices(graft: str, family: str, queries: Any) -> None:
     model, samples = seeing(graft, family), conversations(2)

@@ -42,9 +42,7 @@ def test_what_is_written(found: Laws, tmp_path: Path) -> None:
     assert "&lt;graft&gt;" in text and f"Layers for learners: {suggestion.layers[0]}, {suggestion.layers[1]}." in text
 
 
-def test_nothing_is_written_without_matplotlib(
-    found: Laws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written_without_matplotlib(found: Laws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(module: str, *, extra: str) -> None:
         raise MissingExtraError(f"{module} is not installed", fix=f"Run: pip install 'tsugiki[{extra}]'")
 

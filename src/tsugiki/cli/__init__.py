@@ -5,4 +5,13 @@ from tsugiki.cli._app import app, main
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (_assets, _bank, _data, _diagnose, _learn, _mix, _synth, _use)  # imported: that adds their commands to the app
+_COMMANDS = (
+    _assets,
+    _bank,
+    _data,
+    _diagnose,
+    _learn,
+    _mix,
+    _synth,
+    _use,
+)  # imported: that adds their commands to the app

@@ -80,9 +80,7 @@ def render(laws: Laws, suggestion: Suggestion, facts: Mapping[str, object]) -> s
         for part, lines in _lines(laws).items()
     ]
     moved = {"model against bare LLM": [(i, m.value) for i, m in enumerate(suggestion.moved)]}
-    figures = [
-        h("li", f"{s.metric}: {number(s.value)} {between(s.low, s.high)}. {s.note}") for s in scores(laws)
-    ]
+    figures = [h("li", f"{s.metric}: {number(s.value)} {between(s.low, s.high)}. {s.note}") for s in scores(laws)]
     pairs = [item for k, v in facts.items() for item in (h("dt", k), h("dd", str(v)))]
     return page(
         title,

@@ -82,6 +82,8 @@ class Answer:
     """The bare LLM's answer to the same question without the picture."""
     probabilities: Mapping[str, float] = field(default_factory=dict)
     """Per option, in closed tasks."""
+    base_probabilities: Mapping[str, float] = field(default_factory=dict)
+    """The bare LLM's."""
     boxes: tuple[Box, ...] = ()
     gold_boxes: tuple[Box, ...] = ()
     numbers: tuple[int, ...] = ()
