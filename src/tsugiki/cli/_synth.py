@@ -162,7 +162,7 @@ def matching(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write.")] = Path("matching.jsonl"),
     seed: Seed = 0,
 ) -> None:
-    """Pairs of captions, one true and one with a swapped name, colour, number or place; the task matching scores them."""
+    """Make pairs of captions, a true one and one with a swapped name, colour, number or place."""
     from tsugiki.data import schema
     from tsugiki.synth.matching import pairs
 

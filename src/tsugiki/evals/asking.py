@@ -1,4 +1,4 @@
-"""The model and the bare LLM asked the same questions in the same run, window by window; the bare LLM sees no picture."""
+"""The model and the bare LLM asked the same questions in the same run, window by window; the LLM sees no picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far probabilities can be trusted: ECE, Brier score, reliability by bins, and accuracy when unsure answers are left.
+"""How far probabilities can be trusted: ECE, Brier score, reliability by bins, accuracy without unsure answers.
 
 Confidence is the probability of the chosen option. Shapes: n items.
 """

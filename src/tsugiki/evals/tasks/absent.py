@@ -1,8 +1,8 @@
 """Absent objects: does the model say yes to what is not there?
 
-Yes or no by likelihood, as POPE asks: accuracy, precision, recall, F1 of "yes" and the share of "yes", per choice of the
-absent names (`meta["negatives"]`: random, popular, adversarial; `synth.absent` makes them). The constant says the
-commoner gold answer of these samples; the bare LLM sees no picture.
+Yes or no by likelihood, on POPE's questions: accuracy, precision, recall, F1 of "yes" and the share of "yes", per
+choice of the absent names (`meta["negatives"]`: random, popular, adversarial; `synth.absent` makes them). The constant
+says the commoner gold answer of these samples; the bare LLM sees no picture.
 
 Source: POPE (2305.10355).
 """

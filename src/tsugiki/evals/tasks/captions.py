@@ -99,7 +99,7 @@ def golds(sample: Sample) -> list[str]:
 
 
 def bleu_counts(texts: Texts, references: Sequence[Texts]) -> npt.NDArray[np.int64]:
-    """What corpus BLEU is made of, a row a text, int64 [n, 10]: matches and totals of 1- to 4-grams, the two lengths."""
+    """What corpus BLEU is made of, a row a text, int64 [n, 10]: matches and totals of 1- to 4-grams, lengths."""
     metric = require("sacrebleu.metrics", extra="eval").BLEU(tokenize="none", force=True, effective_order=True)
     rows = []
     for text, golds in zip(texts, references, strict=True):

@@ -2,8 +2,8 @@
 
 Scores per kind of question (`Sample.task`): accuracy, macro-F1 over the classes that occur, recall of each class, the
 paired difference to each yardstick, and how far the probabilities can be trusted (ECE, Brier score; the yardstick
-"prior" gives every option its share of the training answers). The bare LLM is asked the same question with the same options, without the
-picture.
+"prior" gives every option its share of the training answers). The bare LLM is asked the same question with the same
+options, without the picture.
 """
 
 from __future__ import annotations
