@@ -112,12 +112,14 @@ def test_what_is_selected_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="1 samples for captions; expected at least 5"):
         task.evaluate(testing.tiny_model(), "captions", [good])
 
+    model = testing.tiny_model()
+
     def gone(name: str, *_: object) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(extras.importlib, "import_module", gone)
     with pytest.raises(MissingExtraError, match=r"sacrebleu is not installed.*tsugiki\[eval\]"):
-        captions.measure(testing.tiny_model(), samples(5), task.Settings())
+        captions.measure(model, samples(5), task.Settings())
 
 
 def test_an_empty_answer_scores_nothing() -> None:
