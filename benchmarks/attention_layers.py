@@ -62,7 +62,7 @@ def run(name: str, seed: int, folder: Path, runs: Path, steps: int, pictures: in
     rates = {"projector": RATES["projector"]} | ({} if name == "projector" else {"graft.wings": RATES["graft.wings"]})
     stage: dict[str, Any] = {
         "name": "scenes", "train": rates, "data": {"scenes": 1}, "batch_size": 8, "warm_start": True, "steps": steps,
-        "scheduler": "constant", "warmup": 3 / max(steps, 3),
+        "scheduler": "constant", "warmup": 3 / steps if steps > 3 else 0.0,
     }  # fmt: skip
     done = train(
         model, {"seed": seed, "stages": [stage]}, runs / file.stem, data={"scenes": learn}, features=features,
