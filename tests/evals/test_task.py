@@ -135,3 +135,16 @@ def test_questions_on_one_picture_are_one_group() -> None:
     assert task.picture_groups([a, b]) is None
     groups = task.picture_groups([a, b, a])
     assert groups is not None and groups[0] == groups[2] != groups[1]
+
+
+def test_tasks_with_too_few_items_are_left_out(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    asked = Message("user", (ImagePart(tmp_path / "p.png"), TextPart("What is this?")))
+    captions = [
+        Sample(id=str(i), task="caption", messages=(asked, Message.of("assistant", "a red cup on a table")))
+        for i in range(6)
+    ]
+    assert "captions" in tasks.scorable(captions)
+    assert "captions" not in tasks.scorable(captions[:4]) and "captions" not in tasks.scorable(captions, limit=4)

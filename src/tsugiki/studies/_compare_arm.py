@@ -210,7 +210,7 @@ def _asked(
     """By data and task: which items are right, the scores, and the first answers."""
     wanted = plan.asked
     for data, samples in asked.items():
-        for name in wanted.tasks or tasks.scorable(samples):
+        for name in wanted.tasks or tasks.scorable(samples, wanted.limit):
             if not tasks.load(name).select(samples):
                 continue
             done = tasks.measure(
