@@ -137,14 +137,15 @@ def test_questions_on_one_picture_are_one_group() -> None:
     assert groups is not None and groups[0] == groups[2] != groups[1]
 
 
-def test_tasks_with_too_few_items_are_left_out(tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
-    asked = Message("user", (ImagePart(tmp_path / "p.png"), TextPart("What is this?")))
+def test_tasks_with_too_few_items_are_left_out() -> None:
     captions = [
-        Sample(id=str(i), task="caption", messages=(asked, Message.of("assistant", "a red cup on a table")))
-        for i in range(6)
+        Sample(
+            id=f"c{i}",
+            task="caption",
+            messages=(Message.of("user", "What is this?", (p,)), Message.of("assistant", "a red cup")),
+        )
+        for i, p in enumerate(testing.tiny_images(6))
     ]
-    assert "captions" in tasks.scorable(captions)
-    assert "captions" not in tasks.scorable(captions[:4]) and "captions" not in tasks.scorable(captions, limit=4)
+    assert "captions" in task.scorable(captions)
+    assert "captions" not in task.scorable(captions[:4])
+    assert "captions" not in task.scorable(captions, limit=4)
