@@ -232,8 +232,8 @@ def main() -> None:
         print(json.dumps(run(options.inputs, options.seed)))
         return
     notes = [
-        f"A hang is an input that takes more than {LIMIT:g} s. Each input has one to four changes: a bit, a byte, a cut,"
-        " a doubled piece, or something nasty (NaN, 3,000 brackets, an anchor that holds itself) put in.",
+        f"A hang is an input that takes more than {LIMIT:g} s. Each input has one to four changes: a bit, a byte, a"
+        " cut, a doubled piece, or something nasty (NaN, 3,000 brackets, an anchor that holds itself) put in.",
         "Of grafts the value is compared: a folder that loads has the settings and tensors that were saved.",
     ]
     write("fuzz", "10,000 damaged inputs", run(10_000, options.seed), notes, seed=options.seed)
