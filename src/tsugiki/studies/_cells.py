@@ -99,10 +99,12 @@ def rows_of(model: Any, samples: Sequence[Sample], only: Sequence[str] = TASKS, 
         only: tasks.
         settings: fields of `evals.task.Settings`; yardsticks learn from `train`.
     """
-    names = [name for name in only if tasks.load(name).select(samples)]
+    # A sample with options is a decision; asked freely as well, it would count twice.
+    taken = {name: [s for s in samples if name != "vqa" or not s.options] for name in only}
+    names = [name for name, own in taken.items() if tasks.load(name).select(own)]
     asked = {**settings, "train": ()}  # the yardsticks are asked here, once
     chosen, rows = Settings.of(**settings), []
-    for name, result in (tasks.measure(model, names, samples, **asked) if names else {}).items():
+    for name, result in (tasks.measure(model, names, taken, **asked) if names else {}).items():
         for kind, group in tasks.by_kind(result.answers).items():
             rivals = _rivals(name, kind, group, chosen, model)
             for i, answer in enumerate(group):

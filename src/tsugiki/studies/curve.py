@@ -147,7 +147,7 @@ def _written(folder: Path, cells: list[Cell], facts: Mapping[str, object], notes
     sizes: dict[int, list[Cell]] = {}
     for cell in cells:
         sizes.setdefault(cell["size"], []).append(cell)
-    scores = [s for n, group in sizes.items() for s in scores_of(group, lambda task, n=n: f"{task}, {n} pictures")]
+    scores = [s for n, group in sizes.items() for s in scores_of(group, f"{{}}, {n} pictures".format)]
     points = points_of(sizes)
     findings = [*sentences(scores, None), *notes]
     _amounts.write(folder, "Right answers by number of labelled pictures", scores, points, facts, findings)

@@ -168,7 +168,7 @@ def _refuse_another(model: Any, cells: Sequence[Cell], folder: Path) -> None:
 def _written(folder: Path, cells: list[Cell], facts: Mapping[str, object]) -> CurveResult:
     """The curve as JSON, HTML, Markdown and PNG."""
     sizes = _by_size(cells)
-    scores = [s for n, group in sizes.items() for s in scores_of(group, lambda _, n=n: f"grounding/{n} pictures")]
+    scores = [s for n, group in sizes.items() for s in scores_of(group, f"grounding/{n} pictures".format)]
     points = points_of(sizes)
     steps = sorted({cell["steps"] for cell in cells})
     about = {**cells[0]["model"], **facts, "steps": steps[0] if len(steps) == 1 else steps}
