@@ -1,8 +1,8 @@
 """Tasks: what is measured, found by file name in `tasks/`, and `evaluate`, which runs them.
 
 A task is a module with `VERSION: int`, `DESCRIPTION: str`, `select(samples)` and `measure(model, samples, settings)`;
-its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples. A change of what a figure means raises
-VERSION, so that old figures are not compared with new.
+its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples. A
+change of what a figure means raises VERSION, so that old figures are not compared with new.
 """
 
 from __future__ import annotations
