@@ -153,7 +153,7 @@ def formats(
 
 
 Scenes = Annotated[Path, typer.Argument(help="samples.jsonl of scenes.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="The same seed asks the same.")]
+Seed = Annotated[int, typer.Option(help="The same seed asks the same.", min=0)]
 
 
 @synth.command(epilog=example("tsugiki synth matching scenes/samples.jsonl --out matching.jsonl"))
