@@ -244,12 +244,12 @@ class _Run:
         model, size = self.sides.model, 2 * self.batch_size
         with self.sides.base() as llm:
             if pictures:
-                lm = harness.picture_lm(model, pictures, llm=llm, batch_size=size)
+                lm = harness.chat_lm(model, pictures, llm=llm, batch_size=size)
             else:
                 lm = harness.text_lm(llm, model.tokenizer, batch_size=size)
             base = harness.run(lm, documents)
         if pictures:
-            own = harness.run(harness.picture_lm(model, pictures, batch_size=size), documents)
+            own = harness.run(harness.chat_lm(model, pictures, batch_size=size), documents)
         elif self.sides.proven:
             own = base
         else:
