@@ -135,7 +135,9 @@ def predict(
 @app.command("eval", epilog=example("tsugiki eval runs/a/graft --task decisions --data test.jsonl --train train.jsonl"))
 def evaluate(
     model: Model,
-    task: Annotated[list[str] | None, typer.Option(help="Several times. Default: what the data can score.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "--suite", help="Several times. Default: what the data can score.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Own JSONL. Default: the tasks' own data.")] = None,
     train: Annotated[Path | None, typer.Option(help="The training JSONL: the yardsticks learn from it.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many samples of a task.", min=1)] = None,
