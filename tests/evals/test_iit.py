@@ -25,13 +25,13 @@ def made(n: int = 4) -> list[Sample]:
 
 
 def test_the_whole_path() -> None:
-    result = task.measure(testing.tiny_model(), "iit", made(6), limit=4)["iit"]
+    result = task.measure(testing.tiny_model(), "iit", made(7), limit=6)["iit"]
     scores = {(s.task, s.metric): s for s in result.scores}
     others = [(kind, alone) for alone, *rest in KINDS.values() for kind in rest]
     assert set(scores) == {(f"iit/{kind}", "accuracy") for kind in KIND_NAMES} | {
         (f"iit/{kind}", f"accuracy minus {alone}") for kind, alone in others
     }
-    assert all(s.n == 4 and s.low is not None and s.high is not None for s in result.scores)
+    assert all(s.n == 6 and s.low is not None and s.high is not None for s in result.scores)
     for kind, alone in others:
         change = scores[f"iit/{kind}", f"accuracy minus {alone}"].value
         accuracy = [scores[f"iit/{k}", "accuracy"].value for k in (kind, alone)]
@@ -39,8 +39,8 @@ def test_the_whole_path() -> None:
     for kind in KIND_NAMES:
         found = scores[f"iit/{kind}", "accuracy"]
         mine = [a for a in result.answers if a.sample.meta["turns"] == kind]
-        assert found.value == pytest.approx(sum(a.correct for a in mine) / 4)
-        assert found.base == pytest.approx(sum(a.base_text == a.gold for a in mine) / 4)
+        assert found.value == pytest.approx(sum(a.correct for a in mine) / 6)
+        assert found.base == pytest.approx(sum(a.base_text == a.gold for a in mine) / 6)
         assert ("without the picture" in found.note) == ("V" in kind)
         if "V" not in kind:  # a request without a picture is the bare LLM's
             assert found.difference == 0 and all(a.text == a.base_text for a in mine)
@@ -48,14 +48,19 @@ def test_the_whole_path() -> None:
 
 def test_limit_cuts_items_and_the_order_of_the_file_does_not_matter() -> None:
     model = testing.tiny_model()
-    one = task.measure(model, "iit", made(6), limit=2, seed=1)["iit"]
-    assert len(one.answers) == 2 * len(KIND_NAMES)
-    assert task.measure(model, "iit", made(6)[::-1], limit=2, seed=1)["iit"].scores == one.scores
+    one = task.measure(model, "iit", made(7), limit=5, seed=1)["iit"]
+    assert len(one.answers) == 5 * len(KIND_NAMES)
+    assert task.measure(model, "iit", made(7)[::-1], limit=5, seed=1)["iit"].scores == one.scores
 
 
 def test_time_is_up_after_the_first_window() -> None:
-    result = task.measure(testing.tiny_model(), "iit", made(6), seconds=0, batch_size=1)["iit"]
+    result = task.measure(testing.tiny_model(), "iit", made(6), seconds=0, batch_size=2)["iit"]
     assert len(result.answers) == 4 and {a.sample.meta["turns"] for a in result.answers} == {"T", "TT", "TTT", "VT"}
+
+
+def test_too_few_for_an_interval() -> None:
+    with pytest.raises(DataError, match="4 samples for iit with T last"):
+        task.evaluate(testing.tiny_model(), "iit", made(4))
 
 
 def choices(sort: str, n: int) -> list[Choice]:
@@ -75,7 +80,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_own_picture_questions_become_conversations(fakes: None) -> None:
-    result = task.measure(testing.tiny_model(), "iit", pictures(), limit=3)["iit"]
+    result = task.measure(testing.tiny_model(), "iit", pictures(), limit=5)["iit"]
     assert {s.task for s in result.scores} == {f"iit/{kind}" for kind in KIND_NAMES}
     assert {a.sample.meta["item"] for a in result.answers if a.sample.meta["turns"] == "V"} <= {
         s.id for s in pictures()
@@ -84,13 +89,13 @@ def test_own_picture_questions_become_conversations(fakes: None) -> None:
 
 def test_conversations_without_data(fakes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iit, "scenes", lambda n, *, seed=0: pictures(n))
-    assert {s.n for s in task.evaluate(testing.tiny_model(), "iit", limit=4)} == {4}
+    assert {s.n for s in task.evaluate(testing.tiny_model(), "iit", limit=6)} == {6}
 
 
 def test_published_conversations_score_as_those_in_memory(tmp_path: Path) -> None:
-    write(tmp_path, made(3), seed=0)
+    write(tmp_path, made(5), seed=0)
     model = testing.tiny_model()
-    assert task.evaluate(model, "iit", tmp_path / "iit.jsonl") == task.evaluate(model, "iit", made(3))
+    assert task.evaluate(model, "iit", tmp_path / "iit.jsonl") == task.evaluate(model, "iit", made(5))
 
 
 def test_what_is_selected() -> None:

@@ -164,7 +164,7 @@ def evaluate(
     from tsugiki.evals.tables import records, table
 
     limits = None if budget is None else load_budget(budget)
-    names = task or _scorable(data)
+    names = task or _scorable(data, limit)
     settings: dict[str, Any] = {} if train is None else {"train": schema.load(train)}
     loaded = load_model(model, base)
     if bank is not None:  # apart: what shows nearly the same as a query would give its answer away
@@ -186,7 +186,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _scorable(data: Path | None) -> list[str]:
+def _scorable(data: Path | None, limit: int | None) -> list[str]:
     """Retention without data; with data, the tasks that can score any of it."""
     from tsugiki.data import schema
     from tsugiki.evals import task
@@ -194,7 +194,7 @@ def _scorable(data: Path | None) -> list[str]:
     if data is None:
         return ["retention"]
     samples = schema.load(data)
-    found = task.scorable(samples)
+    found = task.scorable(samples, limit)
     if not found:
         raise DataError(
             f"none of {len(samples)} samples can be scored",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from tsugiki.errors import RecipeError
 
@@ -50,7 +50,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"this is not YAML ({error})", expected="YAML in UTF-8", where=str(path)) from None
     if not isinstance(content, dict):
         found = type(content).__name__ if content is not None else "nothing"
-        raise RecipeError(f"found {found}", expected="keys and values, with a list `stages`", where=str(path))
+        raise RecipeError(f"found {found}", expected="keys and values", where=str(path))
     return content
 
 
@@ -174,3 +174,22 @@ def _long_form(value: Any) -> dict[str, Any]:
     if isinstance(value, (int, float)):
         return {"weight": value}
     return {"path": value} if isinstance(value, str) else {}
+
+
+def told(error: ValidationError, where: str, root: type[BaseModel]) -> RecipeError:
+    """The first finding of pydantic about a `root`, in our words."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(key) for key in first["loc"])
+    place = f"{where}: {place}" if place else where
+    if first["type"] == "extra_forbidden":
+        name, known = str(first["loc"][-1]), sorted(fields_at(root, first["loc"][:-1]))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        fix = f"Did you mean {near[0]!r}?" if near else "Remove it, or choose one of these."
+        return RecipeError(f"unknown key {name!r}", expected=f"one of {', '.join(known)}", fix=fix, where=place)
+    if first["type"] == "missing":
+        return RecipeError("the key is missing", expected="a value", fix="Add it", where=place)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return RecipeError(message, fix="Correct it", where=place)
+    message = message.removeprefix("Input should be ")
+    return RecipeError(f"found {first['input']!r}", expected=message, fix="Correct the value", where=place)

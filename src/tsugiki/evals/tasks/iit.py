@@ -21,8 +21,8 @@ from tsugiki import assets
 from tsugiki.data.files import sha256_file
 from tsugiki.evals import stats
 from tsugiki.evals._sentences import SentenceEncoder
-from tsugiki.evals.options import OptionScorer, without_pictures
-from tsugiki.evals.task import Answer, Clock, Once, Result, Settings, bare_llm, difference, message_text, picture_groups
+from tsugiki.evals.asking import chosen, refuse_few
+from tsugiki.evals.task import Answer, Result, Settings, difference, message_text, picture_groups
 from tsugiki.evals.tasks import decisions
 from tsugiki.evals.text_items import Choice, definition_choice, next_sentence, title_choice
 from tsugiki.synth.iit import KINDS, checked, generate
@@ -66,26 +66,25 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
-    """Ask the last questions, all kinds about one item after one another, until the time is up."""
+    """Ask the last questions, all kinds about one item after one another, until the time is up. No demos are shown.
+
+    Raises:
+        DataError: too few last items for an interval.
+    """
     if any(s.task != "iit" for s in samples):
         samples = conversations(samples, settings.limit or ITEMS, settings.seed)
     asked = _by_item(samples, settings)
-    options: dict[str, Any] = {"batch_size": settings.batch_size, "tolerance": settings.tolerance}
-    if settings.normalise != "sum":
-        options["tolerance"] = None  # a mean needs finished options
-    own = OptionScorer(model, features=settings.features, **options)
-    llm = bare_llm(model, settings)
-    base = None if llm is None else Once(OptionScorer(model, llm=llm, **options))
+    for last in KINDS:
+        refuse_few(f"iit with {last} last", [s for s in asked if s.meta["turns"] == last])
     answers: list[Answer] = []
-    for window in Clock("iit", len(asked), settings).windows(asked, 4 * settings.batch_size):
-        blind = [None] * len(window) if base is None else base([without_pictures(s) for s in window])
-        for sample, scores, other in zip(window, own(window), blind, strict=True):
-            gold, text = message_text(sample.answer), scores.best(settings.normalise)
-            said = None if other is None else other.best(settings.normalise)
-            answers.append(Answer(
-                task="iit", sample=sample, text=text, gold=gold, correct=text == gold, base_text=said,
-                probabilities=scores.probabilities(settings.normalise),
-            ))  # fmt: skip
+    tolerance = settings.tolerance if settings.normalise == "sum" else None  # a mean needs finished options
+    for sample, scores, other in chosen("iit", model, asked, replace(settings, demos=None), tolerance):
+        gold, text = message_text(sample.answer), scores.best(settings.normalise)
+        said = None if other is None else other.best(settings.normalise)
+        answers.append(Answer(
+            task="iit", sample=sample, text=text, gold=gold, correct=text == gold, base_text=said,
+            probabilities=scores.probabilities(settings.normalise),
+        ))  # fmt: skip
     return Result(task="iit", scores=score(answers), answers=answers)
 
 
