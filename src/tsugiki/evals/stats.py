@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tsugiki.errors import DataError
 from tsugiki.evals import power
-from tsugiki.evals.power import ALPHA
+from tsugiki.evals.power import ALPHA as ALPHA
 from tsugiki.extras import require
 from tsugiki.types import Score
 

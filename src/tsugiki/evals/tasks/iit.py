@@ -94,10 +94,11 @@ def score(answers: Sequence[Answer]) -> list[Score]:
     for alone, *others in KINDS.values():
         by_kind = {kind: {a.sample.meta["item"]: a for a in answers if a.sample.meta["turns"] == kind}
                    for kind in (alone, *others)}  # fmt: skip
-        scores += [_accuracy(kind, list(found.values())) for kind, found in by_kind.items() if found]
-        for kind in others:
-            both = [(a, by_kind[alone][item]) for item, a in by_kind[kind].items() if item in by_kind[alone]]
-            if both:
+        for kind, found in by_kind.items():
+            if found:
+                scores.append(_accuracy(kind, list(found.values())))
+            both = [(a, by_kind[alone][item]) for item, a in found.items() if item in by_kind[alone]]
+            if kind != alone and both:
                 change = [[a.correct for a in side] for side in zip(*both, strict=True)]
                 groups = _groups(kind, [a for a, _ in both])
                 name = f"accuracy minus {alone}"
