@@ -31,7 +31,7 @@ def test_scores_come_back_with_what_they_were_measured_with(tmp_path: Path) -> N
     assert content["version"] == results.VERSION and content["settings"] == {"limit": 9}
     assert content["data"] == [{"file": "test.jsonl", "sha256": sha256_file(data)}]
     assert content["model"]["graft_sha256"] == store.graft_sha256(model)
-    assert content["model"]["guarantee"] == "exact" and content["model"]["base"]
+    assert content["model"]["guarantee"] == "exact" and content["model"]["base"]["tensors_sha256"]
     assert content["environment"]["torch"] == torch.__version__
     assert content["environment"]["transformers"] == transformers.__version__
 

@@ -47,7 +47,7 @@ def write(
         "model": {
             "guarantee": model.guarantee,
             "graft_sha256": store.graft_sha256(model),
-            "base": model.base_identity,
+            "base": {k: v for k, v in model.base_identity.items() if k != "tensors"},  # their common hash is enough
         },
         "data": [{"file": file.name, "sha256": sha256_file(file)} for file in data],
         "settings": dict(settings or {}),
