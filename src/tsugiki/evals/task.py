@@ -1,9 +1,9 @@
 """Tasks: what is measured, found by file name in `tasks/`, and `evaluate`, which runs them.
 
 A task is a module with `VERSION: int`, `DESCRIPTION: str`, `select(samples)` and `measure(model, samples, settings)`;
-its name is the file's. One with `BY_NAME = True` runs only where it is named; one with `WHOLE = True` gets all that
-`select` gave, in order, and cuts it to `Settings.limit` itself. A change of what a figure means raises VERSION, so that
-old figures are not compared with new.
+its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples;
+one with `WHOLE = True` gets all that `select` gave, in order, and cuts it to `Settings.limit` itself. A change of what a
+figure means raises VERSION, so that old figures are not compared with new.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def scorable(samples: Sequence[Sample], limit: int | None = None) -> list[str]:
     loaded = {name: load(name) for name in available()}
     usual = {n: t for n, t in loaded.items() if getattr(t, "NEEDS_SAMPLES", True) and not getattr(t, "BY_NAME", False)}
     counts = {name: len(task.select(samples)[:limit]) for name, task in usual.items()}
-    return [name for name, count in counts.items() if count >= getattr(usual[name], "FEWEST", 1)]
+    return [name for name, count in counts.items() if count >= getattr(usual[name], "NEEDED", 1)]
 
 
 def evaluate(model: Any, tasks: str | Sequence[str], data: Data | None = None, **settings: Any) -> list[Score]:

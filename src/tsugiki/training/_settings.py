@@ -15,6 +15,9 @@ from tsugiki.errors import RecipeError
 # Setting the one takes the other back, so that `steps=100` works on a recipe that counts minutes.
 RIVALS = {"steps": "minutes", "minutes": "steps"}
 
+MOST = 100_000
+"""Values of a recipe."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key that is given twice instead of keeping the last one."""
@@ -46,12 +49,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(
             error.problem or "this is not YAML", expected="YAML", fix="Correct this line", where=f"{path}:{line}"
         ) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # an impossible date, a thousand brackets
         raise RecipeError(f"this is not YAML ({error})", expected="YAML in UTF-8", where=str(path)) from None
     if not isinstance(content, dict):
         found = type(content).__name__ if content is not None else "nothing"
         raise RecipeError(f"found {found}", expected="keys and values", where=str(path))
+    if not _is_small(content):
+        raise RecipeError(
+            f"more than {MOST:,} values", expected="a recipe", fix="Take out the aliases (*name).", where=str(path)
+        )
     return content
+
+
+def _is_small(content: Any) -> bool:
+    """Whether it has few values once aliases are written out: ten lines of them can stand for billions, or for
+    something that holds itself."""
+    rest, count = [content], 0
+    while rest and count <= MOST:
+        value = rest.pop()
+        count += 1
+        rest += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count <= MOST
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.evals import stats
-from tsugiki.evals.asking import FEWEST as FEWEST
-from tsugiki.evals.asking import chosen, refuse_few
+from tsugiki.evals.asking import FEWEST, chosen, refuse_few
 from tsugiki.evals.options import OptionScores
 from tsugiki.evals.task import Answer, Result, Settings, message_text, picture_groups
 from tsugiki.types import Sample, Score
 
 VERSION = 1
 DESCRIPTION = "samples of the task presence about a picture, with the options yes and no (in any language, yes first)"
+NEEDED = FEWEST
 
 
 def select(samples: Sequence[Sample]) -> list[Sample]:

@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.evals import stats, yardsticks
-from tsugiki.evals.asking import FEWEST as FEWEST
-from tsugiki.evals.asking import refuse_few, said
+from tsugiki.evals.asking import FEWEST, refuse_few, said
 from tsugiki.evals.task import Answer, Result, Settings, message_text, picture_groups
 from tsugiki.extras import require
 from tsugiki.types import BoxPart, Sample, Score
 
 VERSION = 1
 DESCRIPTION = "samples of the task caption whose gold caption has no boxes"
+NEEDED = FEWEST
 
 TOKENS = 48
 """Of an answer at least."""

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsugiki.evals import stats, yardsticks
-from tsugiki.evals.asking import FEWEST as FEWEST
-from tsugiki.evals.asking import refuse_few, said
+from tsugiki.evals.asking import FEWEST, refuse_few, said
 from tsugiki.evals.task import Answer, Result, Settings, picture_groups, short_answer
 from tsugiki.synth.phrases import LANGUAGES
 from tsugiki.types import Sample, Score
 
 VERSION = 1
 DESCRIPTION = "samples of the task count with a number as gold answer, in words or digits"
+NEEDED = FEWEST
 BY_NAME = True
 
 _MORE = {"no": 0, "zero": 0, "nothing": 0, "ten": 10, "eleven": 11, "twelve": 12, "とお": 10, "十": 10, "ゼロ": 0}

@@ -34,7 +34,7 @@ from tsugiki.types import Sample, Score
 VERSION = 1
 DESCRIPTION = "samples with options and a gold answer that is one of them"
 
-MAX_CLASSES, LEAST_RECALL = 20, 5
+MAX_CLASSES, FEWEST = 20, 5
 """With more classes, or fewer items of a class, no recall is listed: it would say nothing."""
 
 
@@ -87,7 +87,7 @@ def score(task: str, answers: Sequence[Answer], rivals: Mapping[str, Sequence[st
     scores.append(_macro_f1(task, answers, rivals))
     counts = Counter(gold)
     if 1 < len(counts) <= MAX_CLASSES:
-        scores += [_recall(task, name, answers, rivals) for name in sorted(counts) if counts[name] >= LEAST_RECALL]
+        scores += [_recall(task, name, answers, rivals) for name in sorted(counts) if counts[name] >= FEWEST]
     return scores
 
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsugiki.evals import stats
-from tsugiki.evals.asking import FEWEST as FEWEST
-from tsugiki.evals.asking import chosen, refuse_few
+from tsugiki.evals.asking import FEWEST, chosen, refuse_few
 from tsugiki.evals.options import OptionScores
 from tsugiki.evals.task import Answer, Result, Settings, message_text, picture_groups
 from tsugiki.types import Sample, Score
 
 VERSION = 1
 DESCRIPTION = "samples of the task matching with two captions as options, the true one as gold answer"
+NEEDED = FEWEST
 
 CHANCE = 0.5
 
