@@ -2,8 +2,8 @@
 
 A task is a module with `VERSION: int`, `DESCRIPTION: str`, `select(samples)` and `measure(model, samples, settings)`;
 its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples;
-one with `WHOLE = True` gets all that `select` gave, in order, and cuts it to `Settings.limit` itself. A change of what a
-figure means raises VERSION, so that old figures are not compared with new.
+one with `WHOLE = True` gets all that `select` gave, in order, and cuts it to `Settings.limit` itself. A change of what
+a figure means raises VERSION, so that old figures are not compared with new.
 """
 
 from __future__ import annotations
