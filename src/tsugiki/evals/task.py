@@ -1,8 +1,9 @@
 """Tasks: what is measured, found by file name in `tasks/`, and `evaluate`, which runs them.
 
 A task is a module with `VERSION: int`, `DESCRIPTION: str`, `select(samples)` and `measure(model, samples, settings)`;
-its name is the file's. One with `BY_NAME = True` runs only where it is named. A change of what a figure means raises
-VERSION, so that old figures are not compared with new.
+its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples;
+one with `WHOLE = True` gets all that `select` gave, in order, and cuts it to `Settings.limit` itself. A change of what
+a figure means raises VERSION, so that old figures are not compared with new.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class Answer:
     """The bare LLM's answer to the same question without the picture."""
     probabilities: Mapping[str, float] = field(default_factory=dict)
     """Per option, in closed tasks."""
+    base_probabilities: Mapping[str, float] = field(default_factory=dict)
+    """The bare LLM's."""
     boxes: tuple[Box, ...] = ()
     gold_boxes: tuple[Box, ...] = ()
     numbers: tuple[int, ...] = ()
@@ -131,11 +134,13 @@ def load(name: str) -> Task:
     return cast(Task, importlib.import_module(f"tsugiki.evals.tasks.{name}"))
 
 
-def scorable(samples: Sequence[Sample]) -> list[str]:
-    """Tasks that can score any of the samples; those that run only where they are named are left out."""
+def scorable(samples: Sequence[Sample], limit: int | None = None) -> list[str]:
+    """Tasks that can score the samples, at most `limit` of each; those that run only where they are named, and those
+    that would have too few for an interval, are left out."""
     loaded = {name: load(name) for name in available()}
     usual = {n: t for n, t in loaded.items() if getattr(t, "NEEDS_SAMPLES", True) and not getattr(t, "BY_NAME", False)}
-    return [name for name, task in usual.items() if task.select(samples)]
+    counts = {name: len(task.select(samples)[:limit]) for name, task in usual.items()}
+    return [name for name, count in counts.items() if count >= getattr(usual[name], "NEEDED", 1)]
 
 
 def evaluate(model: Any, tasks: str | Sequence[str], data: Data | None = None, **settings: Any) -> list[Score]:
@@ -191,6 +196,8 @@ def _samples(name: str, task: Task, data: Data | None, settings: Settings) -> li
     selected = list(task.select(given))
     if not selected and getattr(task, "NEEDS_SAMPLES", True):
         raise DataError(f"none of {len(given)} samples can be scored by {name}", expected=task.DESCRIPTION)
+    if getattr(task, "WHOLE", False):
+        return selected
     random.Random(settings.seed).shuffle(selected)
     return selected[: settings.limit]
 
