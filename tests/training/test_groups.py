@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,15 +15,17 @@ import torch
 from tests.training._tiny import cache, model, recipe, samples, state
 from torch import Tensor
 
+from tsugiki.data.demos import SAMPLERS
 from tsugiki.data.mixture import Mixture
 from tsugiki.errors import PromptError, RecipeError, UnknownNameError
 from tsugiki.testing import tiny_images
 from tsugiki.training import feed, groups, losses
+from tsugiki.training._demos import Demos
 from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import load
 from tsugiki.training.stream import Encoder
 from tsugiki.training.trainer import StepReport, TrainResult, train
-from tsugiki.types import DEMO, DemoPart, Message, Sample
+from tsugiki.types import DEMO, DEMO_FORMS, DemoPart, Message, Sample
 
 HUB: dict[str, Any] = {"layers": 2, "width": 16, "heads": 2, "hidden": 24, "queries": 4}
 LONG = {"max_position_embeddings": 2048}
@@ -251,6 +253,12 @@ def test_settings_that_can_not_be(source: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load(recipe(data={"train": source}))
     assert said in str(caught.value) and "stages.0.data.train" in str(caught.value)
+
+
+def test_a_recipe_can_ask_for_every_form_and_every_sampler_without_losses() -> None:
+    form, sampler = (Demos.model_fields[name].annotation for name in ("form", "sampler"))
+    assert get_args(get_args(form)[0]) == DEMO_FORMS
+    assert {*get_args(sampler), "hard"} == set(SAMPLERS)
 
 
 def test_models_and_samples_that_can_not_be(tmp_path: Path) -> None:
