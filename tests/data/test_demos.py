@@ -162,7 +162,7 @@ def test_groups_refuse_what_does_not_fit() -> None:
         Groups(samples=samples, most=1, vectors=np.ones((2, 4)))
     unlabelled = [Sample(id=s.id, messages=s.prompt, task=s.task) for s in samples]
     with pytest.raises(DataError, match="without an answer"):
-        Groups(samples=unlabelled, most=1)(0)
+        Groups(samples=unlabelled, most=1)
 
 
 # -- in front of a question --------------------------------------------------------------------------------------------

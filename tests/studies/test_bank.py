@@ -26,7 +26,7 @@ from tsugiki.studies import neighbours
 from tsugiki.studies.neighbours import BankDemos, Recent, pooled
 from tsugiki.studies.predict import predict
 from tsugiki.testing import TinyTower, tiny_model
-from tsugiki.types import IMAGE, ImagePart, Message, Sample, TextPart
+from tsugiki.types import DEMO, IMAGE, DemoPart, ImagePart, Message, Sample, TextPart
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,28 @@ def test_the_prompt_with_a_bank_is_that_of_a_conversation_written_by_hand(
     for option, probability in expected.probabilities().items():
         assert found.probabilities[option] == pytest.approx(probability, abs=1e-4)
     assert found.neighbours == tuple((n.entry.id, n.entry.label, round(n.distance, 6)) for n in near)
+
+
+@pytest.mark.parametrize("form", ["visual_guided_text", "uni_modal"])
+def test_through_a_hub_each_picture_is_read_with_its_own_label(form: str, bank: Path, queries: Path) -> None:
+    hub = {"layers": 2, "width": 16, "heads": 2, "hidden": 24, "queries": 4, "demos": form}
+    model = tiny_model(projector="hub", hub=hub, llm={"max_position_embeddings": 2048})
+    demos = BankDemos(model, bank, k=3)
+    query = asked(queries / "0.png")
+    (shown,) = demos.show([query])
+    pictures = [demos.bank.picture(n.entry) for n in reversed(shown.neighbours)]
+    labels = [n.entry.label for n in reversed(shown.neighbours)]
+    expected = [DemoPart(p, f"どれですか。\n{label}", form) for p, label in zip(pictures, labels, strict=True)]  # type: ignore[arg-type]
+    assert shown.sample.messages[0].parts == (*expected, *query.messages[0].parts)
+    reader, collator = model.processor.reader, model.processor.collator()
+    said = reader(shown.sample.messages)
+    assert said[-1] == reader(query.messages)[0]  # the question is guided by its own words, not by labels
+    assert [s.ids for s in said[:-1]] == [reader.ids(f"どれですか。\n{label}") for label in labels]
+    batch = collator([shown.sample])
+    kinds = [int((batch.token_kind == kind).sum()) for kind in (IMAGE, DEMO)]
+    assert kinds == [4, sum(s.tokens(4) for s in said[:-1])]
+    assert demos.show([shown.sample])[0].neighbours == shown.neighbours  # the query is still what is asked about
+    assert predict(model, [query], bank=demos)[0].neighbours
 
 
 def test_words_say_labels_and_likenesses_in_the_questions_language(model: Any, bank: Path, queries: Path) -> None:

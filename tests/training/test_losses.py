@@ -27,7 +27,7 @@ def test_a_name_belongs_to_one_function() -> None:
 
     with pytest.raises(ValueError, match="two losses"):
         losses.loss(per_token)
-    assert losses.available() == ["per_step", "per_token"]
+    assert losses.available() == ["per_query", "per_step", "per_token"]
 
 
 def test_per_token_against_a_loop_in_float64() -> None:
@@ -112,6 +112,24 @@ def test_per_step_against_a_loop_in_float64(name: str, items: int | None) -> Non
     given = None if items is None else torch.tensor(items)
     found = losses.get("per_step")(built, inputs, given).detach()
     assert float(found) == pytest.approx(by_loop(built, inputs, items), rel=1e-5)
+
+
+@pytest.mark.parametrize("items", [None, 5])
+def test_per_query_against_a_loop_in_float64(items: int | None) -> None:
+    built = tiny_model().double()
+    inputs = encoded(built, SETS["mixed"] + SETS["weighted"])
+    with torch.no_grad():
+        logits = built(**{k: v for k, v in inputs.items() if k not in ("labels", "steps", "step_weights")}).logits
+        found = losses.get("per_query")(built, inputs, None if items is None else torch.tensor(items))
+    total, labels = 0.0, inputs["labels"]
+    for row in range(len(labels)):
+        nats = [
+            float(torch.logsumexp(logits[row, t], 0) - logits[row, t, labels[row, t + 1]])
+            for t in range(labels.shape[1] - 1)
+            if labels[row, t + 1] >= 0
+        ]
+        total += sum(nats) / len(nats)
+    assert float(found) == pytest.approx(total / (items or len(labels)), rel=1e-5)
 
 
 def test_equal_lengths_give_the_loss_per_token_for_each_step() -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from tsugiki.errors import RecipeError, UnknownNameError
 from tsugiki.training import recipe as recipes
+from tsugiki.training._demos import Demos
 from tsugiki.training.recipe import FOLDER, Recipe, Source, Stage, WarmStart, available, load
 
 
@@ -52,7 +53,7 @@ def test_written_and_read_again_is_the_same(name: str, tmp_path: Path) -> None:
     assert load(text(tmp_path, recipe.to_yaml())) == recipe
 
 
-@pytest.mark.parametrize("model", [Recipe, Stage, Source, WarmStart, recipes.ModelSpec])
+@pytest.mark.parametrize("model", [Recipe, Stage, Source, Demos, WarmStart, recipes.ModelSpec])
 def test_every_field_has_a_docstring(model: type[BaseModel]) -> None:
     assert [name for name, field in model.model_fields.items() if not field.description] == []
 

@@ -142,7 +142,8 @@ def of_source(source: str) -> list[Sample]:
 @pytest.mark.parametrize("name", recipes.available())
 def test_every_shipped_recipe_runs_on_fakes(name: str, tmp_path: Path) -> None:
     plan = recipes.load(name)
-    built = model(plan.model.grafts[-1], **plan.model.options)
+    hub = {"projector": "hub", "hub": {"layers": 2, "width": 16, "heads": 2, "hidden": 24, "queries": 4}}
+    built = model(plan.model.grafts[-1], **plan.model.options, **(hub if name.startswith("mmict") else {}))
     sources = {source: of_source(source) for stage in plan.stages for source in stage.data}
     # Retention is measured on texts of its own; see test_retained.py.
     short = ["steps=2", "batch_size=2", "retention=null"]

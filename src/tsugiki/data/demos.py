@@ -129,6 +129,7 @@ class Groups:
     Raises:
         InputError: `most` is negative, or vectors or hardness do not fit the samples.
         UnknownNameError: no such sampler.
+        DataError: a sample without an answer.
         ImageError: a picture can't be read.
     """
 
@@ -145,6 +146,7 @@ class Groups:
     """Bits for `data.splits.near_duplicate_groups`; None keeps only equal pictures apart, as a fixed camera needs."""
     _kin: npt.NDArray[np.intp] = field(init=False, repr=False)  # [n] number of the set of like pictures
     _tasks: npt.NDArray[Any] = field(init=False, repr=False)  # [n]
+    _labels: list[str] = field(init=False, repr=False)  # n answers
     _told: list[str] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -160,6 +162,7 @@ class Groups:
         for number, members in enumerate(sample_groups(self.samples, self.near)):
             kin[members] = number
         object.__setattr__(self, "_kin", kin)
+        object.__setattr__(self, "_labels", [answer_text(s) for s in self.samples])
         object.__setattr__(self, "_tasks", np.array([*(s.task for s in self.samples), None], object)[:-1])
         if self.vectors is not None:
             lengths = np.linalg.norm(self.vectors, axis=1, keepdims=True)
@@ -172,15 +175,17 @@ class Groups:
         """The group whose query is sample `index`; the same for the same seed, index and epoch."""
         rng = np.random.default_rng([self.seed, epoch, index])
         asked = int(rng.integers(0, self.most + 1))
-        others = np.flatnonzero((self._tasks == self._tasks[index]) & (self._kin != self._kin[index]))
+        if not asked:
+            return Group(query=self.samples[index], demos=(), asked=0)
+        others = self.others(index)
         candidates = Candidates(
-            labels=[answer_text(self.samples[int(i)]) for i in others],
+            labels=[self._labels[i] for i in others],
             rng=rng,
             vectors=None if self.vectors is None else self.vectors[others],
             query=None if self.vectors is None else self.vectors[index],
             hardness=None if self.hardness is None else self.hardness[others],
         )
-        chosen = SAMPLERS[self.sampler](candidates, asked) if asked else []
+        chosen = SAMPLERS[self.sampler](candidates, asked)
         query = self.samples[index]
         if len(chosen) < asked and query.task not in self._told:
             self._told.append(query.task)
@@ -189,6 +194,10 @@ class Groups:
                 query.task, len(others), asked,
             )  # fmt: skip
         return Group(query=query, demos=tuple(self.samples[int(others[i])] for i in chosen), asked=asked)
+
+    def others(self, index: int) -> npt.NDArray[np.intp]:
+        """Numbers of the samples that may be shown with sample `index`: of its task, with another picture."""
+        return np.flatnonzero((self._tasks == self._tasks[index]) & (self._kin != self._kin[index]))
 
 
 def answer_text(sample: Sample) -> str:

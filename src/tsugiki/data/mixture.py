@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tsugiki.errors import DataError, UnknownNameError
@@ -30,11 +30,13 @@ class Mixture:
         staged: names of the sources that are gone through by levels.
         draws: over all sources, among which the levels divide; needed where a source is staged.
         kinds: name -> what may stand in one batch with others of its kind, see `draw`.
+        drawn: name -> (number of a sample, how often the source has been gone through) -> what is given in its place,
+            such as the sample with demonstrations; the same for the same two numbers.
 
     Raises:
         DataError: no source, an empty source that is drawn, a weight that is negative, not finite, or 0 everywhere, or
             a staged source without `draws` or with a sample that has no level.
-        UnknownNameError: a weight for a source that does not exist, or a staged one.
+        UnknownNameError: a weight for a source that does not exist, or a staged or drawn one.
     """
 
     def __init__(
@@ -46,8 +48,12 @@ class Mixture:
         staged: Collection[str] = (),
         draws: int | None = None,
         kinds: Mapping[str, str] | None = None,
+        drawn: Mapping[str, Callable[[int, int], Sample]] | None = None,
     ) -> None:
-        self.sources = dict(sources)
+        self.sources, self.drawn = dict(sources), dict(drawn or {})
+        for name in self.drawn:
+            if name not in self.sources:
+                raise UnknownNameError("data source", name, self.sources, where="drawn")
         self.weights = _weights(self.sources, weights)
         self.seed, self.kinds = seed, dict(kinds or {})
         self.length = _length(self.sources, staged, draws)
@@ -77,7 +83,8 @@ class Mixture:
         epoch, at = divmod(self._taken[pool], len(of))
         self._draws += 1
         self._taken[pool] += 1
-        return name, self.sources[name][self._order(pool, of, epoch)[at]]
+        number = self._order(pool, of, epoch)[at]
+        return name, self.drawn[name](number, epoch) if name in self.drawn else self.sources[name][number]
 
     @property
     def epochs(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,11 @@ from tsugiki.data.bank import Bank, Entry, Neighbour
 from tsugiki.data.demos import in_front
 from tsugiki.data.detail import language
 from tsugiki.data.images import content_key, open_image, pixel_key
+from tsugiki.data.schema import message_text
 from tsugiki.data.splits import near_duplicate_groups
 from tsugiki.errors import DataError, InputError, UnknownNameError, UnsupportedError
 from tsugiki.evals import yardsticks
-from tsugiki.types import ImagePart, ImageSource, Message, Part, Sample, TextPart
+from tsugiki.types import DemoPart, ImagePart, ImageSource, Message, Part, Sample, TextPart
 
 logger = logging.getLogger("tsugiki")
 
@@ -83,8 +84,9 @@ class BankDemos:
     Args:
         bank: a folder, or an open bank of the model's tower.
         k: how many.
-        form: "pictures" shows each with its label as text (plain tuning in context), the nearest last, next to the
-            question; "words" only says their labels and likenesses.
+        form: "pictures" shows each with its label, the nearest last, next to the question: as text (plain tuning in
+            context), or through the model's hub, as the answer to the same question and in the form of the hub's
+            settings; "words" only says their labels and likenesses.
         apart: leave out what shows nearly the same as the query, for scores; the query's own picture never is shown.
         features: cached tower outputs, picture -> [P, V]; None encodes, and remembers the last pictures.
 
@@ -117,6 +119,8 @@ class BankDemos:
             )
         self.k, self.form, self.apart = k, form, apart
         self.features = features if features is not None else Recent(model) if model.frontend.tower.frozen else None
+        hub = model.frontend.hub is not None
+        self._through: str | None = model.frontend.config.hub_settings().demos if hub else None
         self._encode = self.features if self.features is not None else Recent(model)
         self._told = False
 
@@ -204,8 +208,12 @@ class BankDemos:
             return [TextPart(begin + said + end)]
         parts: list[Part] = []
         for n in reversed(neighbours):
-            if (path := self.bank.picture(n.entry)) is not None:
+            if (path := self.bank.picture(n.entry)) is None:
+                continue
+            if self._through is None:
                 parts += [ImagePart(path), TextPart(f"{n.entry.label}\n")]
+            else:  # as in training: all that is said of it, which is no text of the message that asks
+                parts.append(DemoPart(path, f"{_question(messages)}\n{n.entry.label}".strip(), self._through))
         return parts
 
 
@@ -229,9 +237,20 @@ class Recent:
 
 
 def _asked_about(messages: Sequence[Message]) -> ImageSource | None:
-    """The first picture of the last message that has one."""
-    for message in reversed(messages):
-        for part in message.parts:
-            if isinstance(part, ImagePart):
-                return part.source
-    return None
+    """The first picture of the last message that asks about one."""
+    asking = _asking(messages)
+    return None if asking is None else next(p.source for p in asking.parts if _is_query(p))
+
+
+def _question(messages: Sequence[Message]) -> str:
+    """The words of that message."""
+    asking = _asking(messages)
+    return "" if asking is None else message_text(asking).strip()
+
+
+def _asking(messages: Sequence[Message]) -> Message | None:
+    return next((m for m in reversed(messages) if any(map(_is_query, m.parts))), None)
+
+
+def _is_query(part: Part) -> TypeGuard[ImagePart]:
+    return isinstance(part, ImagePart) and not isinstance(part, DemoPart)

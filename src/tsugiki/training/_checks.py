@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsugiki.errors import InputError, RecipeError, UnsupportedError
-from tsugiki.training import gating, losses, packed, parts, retained, sources, warming
+from tsugiki.training import gating, groups, losses, packed, parts, retained, sources, warming
 from tsugiki.training.recipe import Recipe
 from tsugiki.types import Sample
 
@@ -45,6 +45,7 @@ def checked(model: Any, plan: Recipe, given: sources.Given) -> list[dict[str, li
             elif not (taught := parts.taught_by(model, stage.parts)).issuperset(model.branches):
                 sources.refuse_idle_branches(samples, stage, model.branches, taught, where=where)
             packed.check(model, stage, samples, where=where)
+            groups.check(model, stage, samples, where=where)
             if not parts.teaches_text(model, stage.parts):
                 sources.refuse_idle_text(samples, stage, where=where)
             loaded.append(samples)

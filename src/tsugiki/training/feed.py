@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tsugiki.data.images import source_key
 from tsugiki.errors import ImageError
-from tsugiki.training import parts
+from tsugiki.training import groups, parts
 from tsugiki.training.processes import Processes
 from tsugiki.training.recipe import Stage
 from tsugiki.training.report import Display
-from tsugiki.training.stream import Encoder, Stream
+from tsugiki.training.stream import GROUP, Encoder, Stream
 from tsugiki.types import ImageSource, Sample
 
 if TYPE_CHECKING:
@@ -76,12 +76,16 @@ def stream(
     options = {"labels": True, "padding_side": "right", "question": False}
     if stage.max_length is not None:
         options["max_length"] = stage.max_length
-    encoder = Encoder(model.processor.collator(features, **options))
+    encoder = Encoder(model.processor.collator(features, **options), ahead=GROUP * stage.batch_size)
     for sample in islice(chain.from_iterable(samples.values()), encoder.remember):
         encoder.item(sample)  # what can't be encoded is found now, not after an hour
     parents, given = {name: name for name in samples}, samples
     if stage.by_kind:
         parents, samples = divided(samples)
+    drawn = groups.drawn(model, stage, samples, parents, features, seed=seed)
+    for draws in drawn.values():
+        for group in draws.longest(encoder.length):
+            encoder.item(group)
     sizes = {name: len(content) for name, content in given.items()}
     asked = {name: sizes[name] if (w := stage.data[name].weight) == "size" else w for name in given}
     shares = tempered(asked, stage.temperature) if stage.temperature != 1 else asked
@@ -89,7 +93,7 @@ def stream(
     kinds = {name: "pictures" if samples[name][0].images else "text" for name in samples} if stage.by_kind else None
     staged = [name for name, parent in parents.items() if stage.data[parent].order == "staged"]
     return Stream(
-        Mixture(samples, weights, seed=seed, staged=staged, draws=stage.draws, kinds=kinds),
+        Mixture(samples, weights, seed=seed, staged=staged, draws=stage.draws, kinds=kinds, drawn=drawn),
         homogeneous=stage.by_kind,
         batch_size=stage.batch_size,
         collate=encoder,

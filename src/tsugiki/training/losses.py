@@ -94,6 +94,18 @@ def per_token(model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int |
 
 
 @partial(loss, over=answered)
+def per_query(model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of the next token, nats, mean over a sample's label tokens; mean over samples.
+
+    A long answer counts as much as a short one. MMICT's code (2312.06363) divides a batch's mean over tokens by the
+    number of groups once more on one path, and not on another; this is the mean that both stand for.
+    """
+    scored = inputs["labels"][:, 1:] != IGNORE  # [B, T - 1]
+    rows = scored.nonzero()[:, 0]  # [L], in the order of the logits
+    return _weighted(model, inputs, rows, 1 / torch.bincount(rows)[rows], items)
+
+
+@partial(loss, over=answered)
 def per_step(model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int | None = None) -> Tensor:
     """The sum over an answer's steps of w_k times the mean cross-entropy within step k, nats; mean over samples.
 
@@ -111,6 +123,20 @@ def per_step(model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int | 
     shares = 1 / sizes[which]  # [L]
     if (weights := inputs.get("step_weights")) is not None:
         shares = shares * weights[rows, steps]
+    return _weighted(model, inputs, rows, shares, items)
+
+
+def _weighted(
+    model: nn.Module, inputs: Mapping[str, Any], rows: Tensor, shares: Tensor, items: Tensor | int | None
+) -> Tensor:
+    """The sum of the label tokens' losses, each times its share, over the number of samples.
+
+    Args:
+        rows: int64 [L], whose token it is.
+        shares: float [L].
+    """
+    labels = inputs["labels"]
+    scored = labels[:, 1:] != IGNORE  # [B, T - 1]
     output = model(**_forward(inputs))
     logits = output.logits.flatten(0, -2).float()  # [L, V]
     nats = F.cross_entropy(logits, labels[:, 1:][scored].to(logits.device), reduction="none")

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tsugiki.errors import RecipeError, UnknownNameError
+from tsugiki.training._demos import Demos
 from tsugiki.training._settings import apply_overrides, read_yaml, told
 from tsugiki.training.limits import Retention
 from tsugiki.training.schedule import Schedule
@@ -43,6 +44,14 @@ class Source(_Strict):
     order: Literal["shuffled", "staged"] = "shuffled"
     """`staged`: by difficulty, the level in the samples' `meta`, lowest first, shuffled within a level. Each level gets
     its share of the stage's steps, so that the samples are drawn as often as shuffled ones."""
+    demos: Demos | None = None
+    """Demonstrations before each sample, such as `{most: 4}`. Every sample then has one picture and an answer."""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Source:
+        if self.demos is not None and self.replay != "none":
+            raise ValueError("demos are labelled pictures: give the text of `replay` a source of its own")
+        return self
 
 
 class WarmStart(_Strict):

@@ -13,18 +13,25 @@ from torch.utils.data import IterableDataset
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.mixture import Mixture, length_groups
 from tsugiki.data.packing import Pack
-from tsugiki.types import Sample
+from tsugiki.types import DemoPart, Sample
 
 GROUP = 16
 """Batches among which samples are sorted by length."""
 
 
 class Encoder:
-    """Samples to the model's inputs; what a sample's tokens are is remembered for the next time that it is drawn."""
+    """Samples to the model's inputs; what a sample's tokens are is remembered for the next time that it is drawn.
 
-    def __init__(self, collator: Collator, *, remember: int = 50_000) -> None:
-        self.collator, self.remember = collator, remember
+    Args:
+        remember: how many samples.
+        ahead: how many with demonstrations: such a group does not come again, but its length is asked for before it is
+            put into a batch.
+    """
+
+    def __init__(self, collator: Collator, *, remember: int = 50_000, ahead: int = 1_024) -> None:
+        self.collator, self.remember, self.ahead = collator, remember, ahead
         self._items: dict[int, tuple[Sample, Item]] = {}
+        self._groups: dict[int, tuple[Sample, Item]] = {}
 
     def item(self, sample: Sample) -> Item:
         """A sample's tokens.
@@ -32,13 +39,15 @@ class Encoder:
         Raises:
             PromptError: too long, an unknown role.
         """
-        known = self._items.get(id(sample))
+        group = not isinstance(sample, Pack) and any(isinstance(p, DemoPart) for m in sample.messages for p in m.parts)
+        items, most = (self._groups, self.ahead) if group else (self._items, self.remember)
+        known = items.get(id(sample))
         if known is not None and known[0] is sample:
             return known[1]
         item = Item(sample.encoded) if isinstance(sample, Pack) else self.collator.item(sample)
-        if len(self._items) >= self.remember:
-            del self._items[next(iter(self._items))]
-        self._items[id(sample)] = (sample, item)
+        if len(items) >= most:
+            del items[next(iter(items))]
+        items[id(sample)] = (sample, item)
         return item
 
     def length(self, sample: Sample) -> int:
