@@ -35,6 +35,7 @@ from tsugiki.evals._boxes import Reply
 from tsugiki.evals._charts import Point
 from tsugiki.evals.tables import records
 from tsugiki.evals.tasks import grounding
+from tsugiki.studies._cells import Cell, begin, by_size, grouping, keep, known
 from tsugiki.studies._training import encode, startable
 from tsugiki.training import recipe as recipes
 from tsugiki.training import sources
@@ -52,9 +53,6 @@ MEASURES: Mapping[str, Callable[[tuple[Box, ...], tuple[Box, ...]], float]] = {
 }
 HEADLINE = "Acc@0.5"
 MODEL, BASE = "model", "bare LLM"
-
-Cell = dict[str, Any]
-"""One size and fold, as JSON: `rows` holds for each question its picture and the figures of each side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,23 +104,24 @@ def grounding_curve(
     plan = recipes.load(recipe, [f"seed={seed}", *overrides])
     asked = grounding.select(samples)
     chosen = _drawn(asked, sizes, folds, seed)
-    _begin(folder, {"version": VERSION, "recipe": plan.to_yaml(), "folds": folds, "near": near, "seed": seed,
-                    "data": sources.digest(asked), "settings": {k: str(v) for k, v in settings.items()}})  # fmt: skip
+    begin(folder, {"version": VERSION, "recipe": plan.to_yaml(), "folds": folds, "near": near, "seed": seed,
+                   "data": sources.digest(asked), "settings": {k: str(v) for k, v in settings.items()}})  # fmt: skip
     cells: list[Cell] = []
     for size in sorted(set(sizes)):
         parts = splits.split(chosen[size], {str(k): 1 / folds for k in range(folds)}, seed, near=near)
         for fold in range(folds):
             file = folder / "cells" / f"{size}-{fold}.json"
-            if not file.is_file():
+            if (cell := known(file)) is None:
                 learn = [s for k, part in parts.items() if k != str(fold) for s in part]
                 model = build()
                 _refuse_another(model, cells, folder)
                 say(f"{size} pictures, fold {fold + 1} of {folds}: learning from {len(learn)} samples")
                 run = folder / "runs" / f"{size}-{fold}"
-                cell = _cell(model, plan, learn, parts[str(fold)], run, seed, say, settings)
-                atomic_write(file, json.dumps({"size": size, "fold": fold, **cell}, ensure_ascii=False) + "\n")
+                cell = {"size": size, "fold": fold}
+                cell |= _cell(model, plan, learn, parts[str(fold)], run, seed, say, settings)
+                keep(file, cell)
                 del model  # before the next one is built
-            cells.append(json.loads(file.read_text(encoding="utf-8")))
+            cells.append(cell)
     return _written(folder, cells, {"folds": folds, "seed": seed, "recipe": plan.name or "own", "near": near})
 
 
@@ -142,23 +141,6 @@ def _drawn(samples: Sequence[Sample], sizes: Sequence[int], folds: int, seed: in
     order = list(pictures.values())
     random.Random(seed).shuffle(order)
     return {size: [s for group in order[:size] for s in group] for size in sizes}
-
-
-def _begin(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write down what the study is, or refuse to mix two."""
-    file = folder / "study.json"
-    if not file.is_file():
-        atomic_write(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        return
-    known = json.loads(file.read_text(encoding="utf-8"))
-    for key, value in content.items():
-        if known.get(key) != value:
-            raise RecipeError(
-                f"{key} is {value!r}, but the study in this folder was started with {known.get(key)!r}",
-                expected="the same settings and data to continue",
-                fix="Change it back, or choose another folder.",
-                where=str(folder),
-            )
 
 
 def _cell(
@@ -201,9 +183,9 @@ def _cell(
 def scores_of(cells: Sequence[Cell]) -> list[Score]:
     """Figures of each size over all its folds, beside the bare LLM and the yardsticks, and the difference to them."""
     scores = []
-    for size, group in _by_size(cells).items():
+    for size, group in by_size(cells).items():
         rows = [row for cell in group for row in cell["rows"]]
-        pictures, task = _pictures(rows), f"grounding/{size} pictures"
+        groups, task = grouping(rows), f"grounding/{size} pictures"
         for metric in MEASURES:
             sides = _sides(rows, metric)
             rivals = {side: values for side, values in sides.items() if side not in (MODEL, BASE)}
@@ -212,7 +194,7 @@ def scores_of(cells: Sequence[Cell]) -> list[Score]:
                 metric,
                 sides[MODEL],
                 sides.get(BASE),
-                groups=pictures,
+                groups=groups,
                 yardsticks={side: float(np.mean(values)) for side, values in rivals.items()},
                 version=grounding.VERSION,
             )
@@ -224,7 +206,7 @@ def scores_of(cells: Sequence[Cell]) -> list[Score]:
             if metric == HEADLINE:
                 own = sides[MODEL]
                 scores += [
-                    tasks.difference(task, f"{metric} minus {side}", own, values, groups=pictures)
+                    tasks.difference(task, f"{metric} minus {side}", own, values, groups=groups)
                     for side, values in rivals.items()
                 ]
     return scores
@@ -233,11 +215,11 @@ def scores_of(cells: Sequence[Cell]) -> list[Score]:
 def points_of(cells: Sequence[Cell], metric: str = HEADLINE) -> dict[str, list[Point]]:
     """Side -> its figure by size, with the interval over pictures and each fold's figure; the bare LLM is left out."""
     points: dict[str, list[Point]] = {}
-    for size, group in _by_size(cells).items():
+    for size, group in by_size(cells).items():
         rows = [row for cell in group for row in cell["rows"]]
         for side, values in _sides(rows, metric).items():
             if side != BASE:
-                found = stats.score("", metric, values, groups=_pictures(rows))
+                found = stats.score("", metric, values, groups=grouping(rows))
                 assert found.low is not None and found.high is not None
                 parts = tuple(float(np.mean(_sides(cell["rows"], metric)[side])) for cell in group)
                 points.setdefault(side, []).append(Point(size, found.value, found.low, found.high, parts))
@@ -248,19 +230,6 @@ def _sides(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[flo
     """Side -> its figure in each row; only sides that all rows have (ridge needs a few training pictures)."""
     shared = [side for side in rows[0]["sides"] if all(side in row["sides"] for row in rows)]
     return {side: [row["sides"][side][metric] for row in rows] for side in shared}
-
-
-def _pictures(rows: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """For paired statistics, as `picture_groups`: None where every row has its own."""
-    pictures = [str(row["picture"]) for row in rows]
-    return None if len(set(pictures)) == len(pictures) else pictures
-
-
-def _by_size(cells: Sequence[Cell]) -> dict[int, list[Cell]]:
-    found: dict[int, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda c: (c["size"], c["fold"])):
-        found.setdefault(cell["size"], []).append(cell)
-    return found
 
 
 def _about(model: Any) -> dict[str, Any]:
