@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tsugiki import assets
 from tsugiki.data.demos import Candidates, balanced
 from tsugiki.data.images import source_key
 from tsugiki.errors import DataError
+from tsugiki.evals import yardsticks
 from tsugiki.evals.task import short_answer
 from tsugiki.evals.tasks import decisions
 from tsugiki.studies import _own
@@ -105,12 +105,6 @@ MADE: dict[str, Callable[..., Few]] = {"fabric": lambda folder, **given: fabrics
 """Data that `tsugiki fewshot --on` knows: (folder for what is made, pool, test, seed) -> Few."""
 
 
-def fetch() -> None:
-    """The assets that the made data and the start need."""
-    for name in ("openmoji", "fabric"):
-        assets.fetch(name)
-
-
 def usable(samples: Sequence[Sample], where: str) -> list[Sample]:
     """Closed questions about one picture each, as one kind of question.
 
@@ -146,7 +140,7 @@ def usable(samples: Sequence[Sample], where: str) -> list[Sample]:
     return found
 
 
-def check(sizes: Sequence[int], folds: int, few: Few, least: int) -> None:
+def check(sizes: Sequence[int], folds: int, few: Few, least: int = yardsticks.FEWEST) -> None:
     """Raises DataError where the pool is too small for a size, a size for the arms, or there is nothing to draw."""
     n = len(few.pool)
     if not sizes or folds < 1 or min(sizes) < least or max(sizes) > n:

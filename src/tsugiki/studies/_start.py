@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tsugiki import build
+from tsugiki import build, store
 from tsugiki.errors import InputError
 from tsugiki.studies import _draws
 from tsugiki.studies._build import VISION, build_model, load_graft
@@ -34,6 +34,11 @@ def plan_of(method: str, steps: int, seed: int, *overrides: str) -> Recipe:
 def saved(graft: str | Path, base: Any = None) -> Callable[[], Any]:
     """A saved graft, loaded anew each time."""
     return lambda: load_graft(graft, base)
+
+
+def method_of(graft: str | Path) -> str:
+    """The graft that a saved one ends with: its recipe is the one to go on with."""
+    return str(store.settings_of(graft)["grafts"][-1]["name"])
 
 
 def made(

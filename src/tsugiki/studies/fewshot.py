@@ -29,7 +29,7 @@ from tsugiki.data.files import atomic_write
 from tsugiki.data.images import content_key
 from tsugiki.errors import UnknownNameError
 from tsugiki.evals import report as reports
-from tsugiki.evals import stats, yardsticks
+from tsugiki.evals import stats
 from tsugiki.evals import task as tasks
 from tsugiki.evals._charts import Point
 from tsugiki.evals.options import OptionScorer, without_pictures
@@ -39,6 +39,7 @@ from tsugiki.studies._arms import ARMS, Draw
 from tsugiki.studies._cells import Cell, begin, by_size, grouping, keep, known
 from tsugiki.studies._draws import Few
 from tsugiki.studies._training import encode, startable
+from tsugiki.studies.fit import NEEDED
 from tsugiki.training import recipe as recipes
 from tsugiki.training import sources
 from tsugiki.training.recipe import Recipe
@@ -104,12 +105,7 @@ def fewshot(
         UnknownNameError: an unknown arm.
         RecipeError: the recipe can't be run, or the folder holds a study with other settings.
     """
-    for package in ("sklearn", "scipy", "statsmodels"):  # not after the first training
-        extras.require(package, extra="eval")
-    for arm in arms:
-        if arm not in ARMS:
-            raise UnknownNameError("arm", arm, ARMS)
-    _draws.check(sizes, folds, few, yardsticks.FEWEST)
+    check(few, sizes, folds, arms)
     plan = recipes.load(recipe, [f"seed={seed}", *overrides])
     drawn, apart = _draws.draws(few, max(sizes), folds, seed)
     run = _Run(few, start, plan, Path(out), drawn, shown, seed, batch_size, say)
@@ -123,6 +119,22 @@ def fewshot(
             say(_told(cells[job], len(cells), [j for j in jobs if j not in cells], list(cells.values())))
     about = {"folds": folds, "folds apart": apart, "demonstrations": shown, "seed": seed, "recipe": plan.name or "own"}
     return _written(run, [cells[job] for job in jobs], about)
+
+
+def check(few: Few, sizes: Sequence[int], folds: int, arms: Sequence[str]) -> None:
+    """What `fewshot` refuses, before anything is trained.
+
+    Raises:
+        DataError: a size that the pool does not have.
+        UnknownNameError: an unknown arm.
+        MissingExtraError: the extra `train` or `eval` is not installed.
+    """
+    for package, extra in NEEDED:
+        extras.require(package, extra=extra)
+    for arm in arms:
+        if arm not in ARMS:
+            raise UnknownNameError("arm", arm, ARMS)
+    _draws.check(sizes, folds, few)
 
 
 class _Run:

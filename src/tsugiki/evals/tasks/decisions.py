@@ -8,7 +8,7 @@ picture.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tsugiki.errors import DataError
 from tsugiki.evals import stats, yardsticks
+from tsugiki.evals.calibration import Calibrated
 from tsugiki.evals.options import OptionScorer, OptionScores, without_pictures
 from tsugiki.evals.task import (
     Answer,
@@ -58,7 +59,7 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
     """Score the samples, until the time is up."""
     options: dict[str, Any] = {"batch_size": settings.batch_size, "tolerance": _tolerance(settings)}
-    own = OptionScorer(model, features=settings.features, demos=settings.demos, **options)
+    own = _scorer(model, settings, options)
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(OptionScorer(model, llm=llm, **options))
     answers: list[Answer] = []
@@ -108,6 +109,15 @@ def macro_f1(gold: npt.NDArray[np.intp], chosen: npt.NDArray[np.intp]) -> float:
     actual, claimed = np.bincount(gold, minlength=k), np.bincount(chosen, minlength=k)
     f1 = 2 * hits / np.maximum(actual + claimed, 1)
     return float(f1[actual > 0].mean())
+
+
+def _scorer(
+    model: Any, settings: Settings, options: Mapping[str, Any]
+) -> Callable[[Sequence[Sample]], list[OptionScores]]:
+    if not settings.calibrate:
+        return OptionScorer(model, features=settings.features, demos=settings.demos, **options)
+    exact = OptionScorer(model, features=settings.features, batch_size=settings.batch_size)
+    return Calibrated(exact, settings.demos, settings.normalise)
 
 
 def _tolerance(settings: Settings) -> float | None:
