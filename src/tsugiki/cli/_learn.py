@@ -101,10 +101,11 @@ def fewshot(
     """
     from tsugiki.studies import _draws, _start
     from tsugiki.studies import fewshot as study
+    from tsugiki.studies._arms import ARMS
 
     if (data is None) == (on is None):
         raise InputError("both or none of DATA and --on", expected="one of the two", where="fewshot")
-    sizes, arms = size or list(study.SIZES), arm or list(study.ARMS)
+    sizes, arms = size or list(study.SIZES), arm or list(ARMS)
     if data is not None:
         few = _draws.own(data, test=test, question=question, seed=seed)
     else:

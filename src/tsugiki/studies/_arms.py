@@ -9,19 +9,25 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tsugiki.data.demos import Groups, in_front
 from tsugiki.evals import yardsticks
 from tsugiki.evals.options import OptionScorer
-from tsugiki.evals.task import Settings
+from tsugiki.evals.task import Settings, short_answer
 from tsugiki.studies import bank as banks
 from tsugiki.studies._draws import TASK
-from tsugiki.studies.neighbours import BankDemos, Form
+from tsugiki.studies.neighbours import BankDemos, Form, Recent, pooled
 from tsugiki.training.recipe import Recipe
 from tsugiki.training.trainer import train
-from tsugiki.types import Sample
+from tsugiki.types import ImagePart, Part, Sample, TextPart
+
+Place = Callable[[Sample, Sequence[Sample]], Sample]
+"""(question, its demonstrations, the most alike first) -> the question with these in front."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +52,22 @@ class Draw:
     seed: int
     batch_size: int = 8
 
-    def trained(self, plan: Recipe | None = None) -> Any:
-        """A model that has learned from the labelled pictures; a training that was stopped is continued."""
-        model, recipe = self.start(), plan or self.plan
-        train(model, recipe, self.folder / "run", data=list(self.labelled), features=self.features, progress=False)
+    def trained(self, samples: Sequence[Sample] | None = None) -> Any:
+        """A model that has learned from the labelled pictures, or from `samples` made of them; a training that was
+        stopped is continued."""
+        model, learn = self.start(), list(self.labelled if samples is None else samples)
+        train(model, self.plan, self.folder / "run", data=learn, features=self.features, progress=False)
         return model
+
+    def grouped(self, place: Place) -> list[Sample]:
+        """Each labelled picture with 0 to `shown` of its nearest others in front, as the bank will show them; as often
+        drawn anew as the training comes back to it. First all of them alone, which a warm start looks at."""
+        encode = self.features or Recent(self.model)
+        vectors = np.stack([pooled(encode(s.images[0])) for s in self.labelled])
+        groups = Groups(samples=self.labelled, most=self.shown, sampler="nearest", vectors=vectors, seed=self.seed)
+        epochs = -(-(self.plan.stages[0].draws or 1) // len(groups))
+        drawn = [(e, groups(i, e)) for e in range(epochs) for i in range(len(groups))]
+        return list(self.labelled) + [replace(place(g.query, g.demos), id=f"{g.query.id} {e}") for e, g in drawn]
 
     def ask(self, model: Any, demos: BankDemos | None = None) -> list[str]:
         """The likeliest option for each test picture."""
@@ -80,6 +97,29 @@ def fine_tuning(draw: Draw) -> list[str]:
     return draw.ask(draw.trained())
 
 
+def in_context(draw: Draw, place: Place, form: Form = "pictures") -> list[str]:
+    """Trained with demonstrations in front, and asked with the nearest labelled pictures in front.
+
+    Args:
+        place: puts demonstrations in front of a question that is learned from.
+        form: of those that the bank puts in front of a test picture.
+    """
+    return draw.with_bank(draw.trained(draw.grouped(place)), form)
+
+
+def as_pictures(query: Sample, demos: Sequence[Sample]) -> Sample:
+    """Each demonstration as its picture and its label, the first one next to the question."""
+    parts: list[Part] = []
+    for demo in reversed(demos):
+        parts += [ImagePart(demo.images[0]), TextPart(f"{short_answer(demo)}\n")]
+    return replace(query, messages=in_front(query.messages, parts))
+
+
+def plain_in_context(draw: Draw) -> list[str]:
+    """Plain tuning in context: demonstrations are pictures and labels."""
+    return in_context(draw, as_pictures)
+
+
 def bank(draw: Draw) -> list[str]:
     """No step trained: the nearest labelled pictures stand in front of the question, each with its label."""
     return draw.with_bank(draw.model)
@@ -102,6 +142,7 @@ def k_nn(draw: Draw) -> list[str]:
 
 ARMS: dict[str, Arm] = {
     "fine-tuning": fine_tuning,
+    "plain in context": plain_in_context,
     "bank": bank,
     "bank in words": bank_in_words,
     "probe": probe,

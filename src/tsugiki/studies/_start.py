@@ -15,6 +15,7 @@ from tsugiki import build, store
 from tsugiki.errors import InputError
 from tsugiki.studies import _draws
 from tsugiki.studies._build import VISION, build_model, load_graft
+from tsugiki.studies._cells import begin
 from tsugiki.studies._training import encode
 from tsugiki.training import recipe as recipes
 from tsugiki.training.recipe import Recipe
@@ -70,10 +71,14 @@ def made(
 
     if not steps:
         return new
-    graft = folder / "run" / "graft"
+    graft, plan = folder / "run" / "graft", plan_of(method, steps, seed)
+    content = {"base": str(base), "method": method, "vision": str(vision), "recipe": plan.to_yaml(), "options": options}
+    begin(folder, content)
+    if (folder / "run" / "result.json").is_file():  # written last
+        return saved(graft, base)
     samples = _draws.named_scenes(folder / "pictures", PICTURES, _draws.LEARNED, "train", seed)
     model = new()
     say(f"The start: a {method} graft learns to name {_draws.LEARNED} pictograms, {steps} steps")
     features = encode(model, samples, say)
-    train(model, plan_of(method, steps, seed), folder / "run", data=samples, features=features)
+    train(model, plan, folder / "run", data=samples, features=features)
     return saved(graft, base)

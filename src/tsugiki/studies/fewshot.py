@@ -206,7 +206,7 @@ class _Run:
             batch_size=self.batch_size,
         )
         said = ARMS[arm](draw)
-        base = self.base or [None] * len(said)
+        base: list[str | None] = [None] * len(said) if self.base is None else list(self.base)
         rows = [
             {
                 "id": s.id,

@@ -8,7 +8,7 @@ picture.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,9 +111,7 @@ def macro_f1(gold: npt.NDArray[np.intp], chosen: npt.NDArray[np.intp]) -> float:
     return float(f1[actual > 0].mean())
 
 
-def _scorer(
-    model: Any, settings: Settings, options: Mapping[str, Any]
-) -> Callable[[Sequence[Sample]], list[OptionScores]]:
+def _scorer(model: Any, settings: Settings, options: Mapping[str, Any]) -> OptionScorer | Calibrated:
     if not settings.calibrate:
         return OptionScorer(model, features=settings.features, demos=settings.demos, **options)
     exact = OptionScorer(model, features=settings.features, batch_size=settings.batch_size)
