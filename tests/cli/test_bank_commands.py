@@ -121,8 +121,11 @@ def test_calibrated_answers(run: Run) -> None:
     assert scored.exit_code == 0 and "accuracy" in scored.output
     said = run("chat", "graft", "--image", "new/0.png", "--ask", "?", "--bank", "bank", "--calibrate")
     assert said.exit_code == 0 and said.stdout.split(" (")[0] in ("良品", "不良") and "bank: " in said.stderr
-    for command in (("predict", "graft", "new", "-o", "c.jsonl", "--option", "a", "--option", "b"), ("eval", "graft", "--data", "test.jsonl"),
-                    ("chat", "graft", "--image", "new/0.png", "--ask", "?")):  # fmt: skip
+    for command in (
+        ("predict", "graft", "new", "-o", "c.jsonl", "--option", "a", "--option", "b"),
+        ("eval", "graft", "--data", "test.jsonl"),
+        ("chat", "graft", "--image", "new/0.png", "--ask", "?"),
+    ):
         result = run(*command, "--calibrate")
         assert result.exit_code == 2 and "without demonstrations" in result.stderr and result.stderr.count("\n") == 1
     assert not Path("c.jsonl").exists()

@@ -237,3 +237,33 @@ def test_labels_and_pictures_that_do_not_fit(few: Few) -> None:
         _draws.own([replace(samples[0], id="again"), *samples])
     with pytest.raises(DataError, match="asks a closed question"):
         _draws.own([replace(s, options=()) for s in samples])
+
+
+def test_demonstrations_are_others_of_the_labelled_the_nearest_next_to_the_question(few: Few, tmp_path: Path) -> None:
+    labelled = _draws.draws(few, 8, 1, 0)[0][0]
+    plan = study.recipes.load(RECIPE, ["steps=6"])  # 24 samples: three times eight
+    given: dict[str, Any] = {"start": start, "model": start(), "features": None, "test": few.test, "seed": 0}
+    draw = Draw(labelled=labelled, plan=plan, folder=tmp_path, shown=3, classes=few.classes, **given)
+    seen: list[tuple[Any, ...]] = []
+
+    def place(query: Any, demos: Any) -> Any:
+        placed = _arms.as_pictures(query, demos)
+        seen.append((query, demos, placed))
+        return placed
+
+    found = draw.grouped(place)
+    assert [s.id for s in found[:8]] == [s.id for s in labelled] and len(found) == 8 + 24 and len(seen) == 24
+    assert len({s.id for s in found}) == 32 and {len(demos) for _, demos, _ in seen} == {0, 1, 2, 3}
+    vectors = {s.id: _arms.pooled(_arms.Recent(draw.model)(s.images[0])).astype(np.float64) for s in labelled}
+
+    def cosine(a: Any, b: Any) -> float:
+        x, y = vectors[a.id], vectors[b.id]
+        return float((x * y).sum() / (x * x).sum() ** 0.5 / (y * y).sum() ** 0.5)
+
+    for query, demos, placed in seen:
+        assert query.id not in {d.id for d in demos}
+        likeness = [cosine(query, d) for d in demos]
+        assert likeness == sorted(likeness, reverse=True)
+        assert placed.images == (*(d.images[0] for d in reversed(demos)), *query.images)
+        texts = [p.text for p in placed.prompt[-1].parts if hasattr(p, "text")]
+        assert texts[:-1] == [f"{label(d)}\n" for d in reversed(demos)]

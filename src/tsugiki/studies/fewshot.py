@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,14 @@ from tsugiki.data.files import atomic_write
 from tsugiki.data.images import content_key
 from tsugiki.errors import UnknownNameError
 from tsugiki.evals import report as reports
-from tsugiki.evals import stats
 from tsugiki.evals import task as tasks
 from tsugiki.evals._charts import Point
 from tsugiki.evals.options import OptionScorer, without_pictures
 from tsugiki.evals.tables import records, table
 from tsugiki.studies import _draws
+from tsugiki.studies._accuracies import accuracy, by_arm, points_of, scores_of
 from tsugiki.studies._arms import ARMS, Draw
-from tsugiki.studies._cells import Cell, begin, by_size, grouping, keep, known
+from tsugiki.studies._cells import Cell, begin, keep, known
 from tsugiki.studies._draws import Few
 from tsugiki.studies._training import encode, startable
 from tsugiki.studies.fit import NEEDED
@@ -48,8 +48,6 @@ from tsugiki.types import Sample, Score
 
 VERSION = 1
 SIZES = (5, 10, 20, 50, 100)
-RIVALS = ("fine-tuning", "probe")
-"""Every other arm is compared with these, picture by picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,75 +218,17 @@ class _Run:
         return {"arm": arm, "size": size, "fold": fold, **facts, "seconds": time.monotonic() - started, "rows": rows}
 
 
-def scores_of(cells: Sequence[Cell]) -> list[Score]:
-    """Accuracy of each arm at each size over all its folds, beside the bare LLM, and the paired difference to `RIVALS`.
-
-    The note gives the folds' figures and their unbiased variance.
-    """
-    scores = []
-    for size, group in by_size(cells).items():
-        arms, task = _by_arm(group), f"fewshot/{size} pictures"
-        for arm, own in arms.items():
-            rows = [row for cell in own for row in cell["rows"]]
-            right, base = _right(own), [row["base"] for row in rows]
-            given = None if None in base else base
-            found = stats.score(task, f"accuracy of {arm}", right, given, groups=grouping(rows), version=VERSION)
-            scores.append(replace(found, note=_note(own)))
-            scores += [
-                tasks.difference(task, f"{arm} minus {rival}", right, _right(arms[rival]), groups=grouping(rows))
-                for rival in RIVALS
-                if rival in arms and rival != arm
-            ]
-    return scores
-
-
-def points_of(cells: Sequence[Cell]) -> dict[str, list[Point]]:
-    """Arm -> its accuracy by size, with the interval over pictures and each fold's figure."""
-    points: dict[str, list[Point]] = {}
-    for size, group in by_size(cells).items():
-        for arm, own in _by_arm(group).items():
-            rows = [row for cell in own for row in cell["rows"]]
-            found = stats.score("", "", _right(own), groups=grouping(rows))
-            assert found.low is not None and found.high is not None
-            points.setdefault(arm, []).append(Point(size, found.value, found.low, found.high, tuple(map(_mean, own))))
-    return points
-
-
-def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(cell["arm"], []).append(cell)
-    return found
-
-
-def _right(cells: Sequence[Cell]) -> list[bool]:
-    return [row["right"] for cell in cells for row in cell["rows"]]
-
-
-def _mean(cell: Cell) -> float:
-    return float(np.mean(_right([cell])))
-
-
-def _note(cells: Sequence[Cell]) -> str:
-    by_fold = [_mean(cell) for cell in cells]
-    listed = f"folds {', '.join(f'{value:.3f}' for value in by_fold)}"
-    if len(by_fold) < 2:
-        return listed
-    variance = float(np.var(by_fold, ddof=1))
-    return f"{listed}; their variance {variance:.5f}, standard deviation {variance**0.5:.3f}"
-
-
 def _place(arm: str, size: int, fold: int) -> str:
     return f"{arm.replace(' ', '-')}-{size}-{fold}"
 
 
 def _told(cell: Cell, done: int, todo: Sequence[tuple[str, int, int]], cells: Sequence[Cell]) -> str:
     """A line about a finished cell, and how long the others will take if they are like those of their arm."""
-    seconds = {arm: float(np.mean([c["seconds"] for c in own])) for arm, own in _by_arm(cells).items()}
+    seconds = {arm: float(np.mean([c["seconds"] for c in own])) for arm, own in by_arm(cells).items()}
     usual = float(np.mean(list(seconds.values())))
     left = clock(sum(seconds.get(arm, usual) for arm, _, _ in todo))
     what = f"{cell['arm']}, {cell['size']} pictures, fold {cell['fold'] + 1}"
-    return f"{done} of {done + len(todo)}: {what}: {_mean(cell):.3f} in {clock(cell['seconds'])}; {left} left"
+    return f"{done} of {done + len(todo)}: {what}: {accuracy(cell):.3f} in {clock(cell['seconds'])}; {left} left"
 
 
 def _written(run: _Run, cells: list[Cell], about: Mapping[str, object]) -> FewshotResult:
