@@ -1,7 +1,7 @@
 """SPHINX's mix of weights from two domains: fabric photographs, synthetic defects, and the models between the two.
 
-    python benchmarks/domains.py --only train sweep few      # each kept when it is finished
-    python benchmarks/domains.py                             # the table of what is finished
+    python benchmarks/domains.py --only train sweep altered few      # each kept when it is finished
+    python benchmarks/domains.py                                     # the table of what is finished
 
 theta_real learns from photographs; theta_syn goes on from it with drawn defects (both train projector and LLM);
 theta = beta theta_real + (1 - beta) theta_syn. All answer one question: is there a defect? Half of the answers are yes.
@@ -24,6 +24,7 @@ from tsugiki import assets
 from tsugiki.data import schema
 from tsugiki.evals import stats
 from tsugiki.evals import task as tasks
+from tsugiki.evals.alterations import CONDITIONS, STRENGTHS, altered
 from tsugiki.evals.retention import retention
 from tsugiki.mixing import linear
 from tsugiki.studies._build import build_model, fetch_tower
@@ -34,6 +35,7 @@ from tsugiki.types import ImagePart, Message, Sample, TextPart
 
 QUESTION = "Is there a defect on this fabric? Answer yes or no."
 LEARN, ASKED, SWEPT, FEW = 200, 200, 100, 40
+ALTERED, MIDDLE = 50, 2  # pictures of each kind under a condition, and the strength at which all three models see them
 STEPS, BATCH, RATES = 60, 8, {"projector": 3e-4, "llm": 2e-5}
 TEXTS = 32
 BETAS = [i / 10 for i in range(11)]
@@ -153,6 +155,26 @@ def swept(runs: Path) -> None:
     kept("sweep", {"points": points, "best": best, "full": full})
 
 
+def altered_pictures(runs: Path) -> None:
+    """Both ends and the best beta under each condition at the middle strength, the best one at the others too."""
+    sets = data(runs)
+    swept_before = json.loads((FINISHED / "sweep.json").read_text())
+    some = [s for k in ("real test", "synthetic test") for s in sets[k][SWEPT : SWEPT + ALTERED]]
+    found: dict[str, Any] = {"ids": [s.id for s in some], "right": {}}
+    for beta in swept_before["full"]:
+        model, _ = at(float(beta), runs, sets)
+        for strength in STRENGTHS if beta == swept_before["best"] else (MIDDLE,):
+            for condition in CONDITIONS:
+                shown = [altered(s, condition, strength) for s in some]
+                answers = tasks.measure(model, ["decisions"], shown, train=(), batch_size=16)["decisions"].answers
+                right = {a.sample.id: int(a.correct) for a in answers}
+                found["right"][f"{beta} {condition} {strength}"] = [right[s.id] for s in some]
+            print(beta, "strength", strength, flush=True)
+        del model
+        gc.collect()
+    kept("altered", found)
+
+
 def at(beta: float, runs: Path, sets: dict[str, list[Sample]]) -> tuple[Any, Any]:
     """The mixed model, and the features of all asked pictures."""
     out = runs / "mixed"
@@ -197,6 +219,31 @@ def row(name: str, found: dict[str, Any], rival: dict[str, Any] | None) -> dict[
     return cells
 
 
+def altered_notes(found: dict[str, Any], sweep: dict[str, Any]) -> list[str]:
+    """Accuracy over both kinds of altered pictures, and the best beta's lead over the ends."""
+    best, right, ids = sweep["best"], found["right"], found["ids"]
+
+    def over(beta: str, strength: int) -> tuple[list[int], list[str]]:
+        rows = [right[f"{beta} {c} {strength}"] for c in CONDITIONS]
+        return [v for row in rows for v in row], ids * len(rows)
+
+    notes = []
+    for beta in sweep["full"]:
+        each = ", ".join(f"{c} {sum(right[f'{beta} {c} {MIDDLE}']) / len(ids):.2f}" for c in CONDITIONS)
+        values, groups = over(beta, MIDDLE)
+        score = stats.mean(values, groups=groups)
+        line = (
+            f"Altered pictures, beta {beta}, strength {MIDDLE}: {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        )
+        if beta != best:
+            pair = stats.paired(values, over(best, MIDDLE)[0], groups=groups)
+            line += f", minus the best beta {pair.value:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
+        notes.append(f"{line} ({each}).")
+    others = (f"strength {s}: {sum(over(best, s)[0]) / len(over(best, s)[0]):.3f}" for s in STRENGTHS if s != MIDDLE)
+    notes.append(f"The best beta at the other strengths: {', '.join(others)}.")
+    return notes
+
+
 def table() -> None:
     """What is finished."""
     rows: list[dict[str, Any]] = []
@@ -213,6 +260,8 @@ def table() -> None:
             for beta, p in found["points"].items()
         )
         notes.append(f"The sweep, beta: real / synthetic accuracy / text loss minus the base's: {line}.")
+        if (FINISHED / "altered.json").is_file():
+            notes += altered_notes(json.loads((FINISHED / "altered.json").read_text()), found)
     if (FINISHED / "few.json").is_file():
         found = json.loads((FINISHED / "few.json").read_text())
         rows += [row(name, scored, None) for name, scored in found.items()]
@@ -227,12 +276,13 @@ def table() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=["train", "sweep", "few"])
+    parser.add_argument("--only", nargs="+", choices=["train", "sweep", "altered", "few"])
     given = parser.parse_args()
     for asset in ("smollm2-135m-instruct", "fabric", "wiki"):
         assets.fetch(asset)
     fetch_tower("efficientnet-lite0")
     for step in given.only or ():
-        {"train": trained, "sweep": swept, "few": few}[step](assets.cache_dir() / "runs" / "domains")
+        step_of = {"train": trained, "sweep": swept, "altered": altered_pictures, "few": few}
+        step_of[step](assets.cache_dir() / "runs" / "domains")
     if given.only is None:
         table()

@@ -70,7 +70,8 @@ def main() -> None:
     results = {on: measured(on, given, runs) for on in given.on}
     notes = [
         f"Every arm begins with the same graft, which learned to name {_draws.LEARNED} pictograms in {given.start}"
-        f" steps of 8; the {_draws.HELD_OUT} asked about are others. Trainings take {given.steps} steps of 8.",
+        f" steps of 8, with and without demonstrations; the {_draws.HELD_OUT} asked about are others. Trainings take"
+        f" {given.steps} steps of 8.",
         "Test drawings have a rendering and backgrounds that the labelled ones have not.",
         "The interval is over test pictures, with what was learned as it is; the variance of the folds is what another"
         " draw of labelled pictures changes. Chance: "

@@ -149,7 +149,7 @@ def lines(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         gain = stats.paired(own["right"], base["right"], groups=groups)
         each = [[v / n for v, n in zip(x["nats"], tokens, strict=True)] for x in (own, base)]
         rise = stats.paired(each[0], each[1], weights=tokens)
-        mixed = form == "mixed"
+        mixed = form == "mixed" and any(r["beta"] < 1 for r in results)  # beta = 1 is what was trained
         rows.append(
             {
                 "arm": results[0]["arm"],

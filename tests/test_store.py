@@ -135,8 +135,9 @@ def test_another_dtype_of_the_same_base_loads_with_a_notice(tmp_path: Path, capl
 
 
 def change(folder: Path, **values: Any) -> None:
+    """Other settings, as if they had been saved."""
     settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**settings, **values}))
+    (folder / "config.json").write_text(store.config_text({**settings, **values}))
 
 
 def test_a_newer_version_a_pickle_and_damage_are_refused(saved: Path, tmp_path: Path) -> None:
@@ -173,6 +174,22 @@ def test_settings_that_were_edited_are_one_line(saved: Path, values: dict[str, A
     change(saved, **values)
     with pytest.raises(StoreError, match=r"config\.json: its settings can't be used"):
         tsugiki.load(saved, base=tiny_llm(), **PARTS)
+
+
+def test_a_setting_that_was_edited_is_noticed(saved: Path) -> None:
+    """One that fits, too: with it the same weights would be another model."""
+    file = saved / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings, indent=3, sort_keys=True))  # the same in another form
+    tsugiki.load(saved, base=tiny_llm(), **PARTS)
+    settings["frontend"]["input_size"] = 64
+    file.write_text(json.dumps(settings))
+    with pytest.raises(StoreError, match=r"config\.json: the settings are not those that were saved"):
+        tsugiki.load(saved, base=tiny_llm(), **PARTS)
+    del settings["tsugiki"][store.SEAL]  # as it was before there were seals
+    settings["frontend"]["input_size"] = 32
+    file.write_text(json.dumps(settings))
+    tsugiki.load(saved, base=tiny_llm(), **PARTS)
 
 
 def test_a_full_disk_leaves_the_older_graft_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

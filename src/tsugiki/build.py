@@ -45,6 +45,8 @@ PRESETS: dict[str, Preset] = {
     "full_finetune": Preset(grafts=("projector",), recipe="full_finetune"),  # the LLM trains too
     "iaa": Preset(grafts=("iaa",), recipe="iaa-demo"),  # recipe `iaa` has the paper's base, and branches
     "lynx": Preset(grafts=("lynx",), recipe="lynx-demo"),  # recipe `lynx` has the paper's base
+    # The light hub; recipe `mmict` has the paper's hub and base.
+    "mmict": Preset(grafts=("projector",), recipe="mmict-demo", options={"projector": "hub"}),
     "sphinx": Preset(grafts=("projector",), recipe="sphinx-demo"),  # recipe `sphinx` has the paper's base and stages
     "wings": Preset(grafts=("wings",), recipe="wings-demo"),  # recipe `wings` trains the LLM, which this leaves frozen
 }
@@ -120,6 +122,8 @@ def attach(
     frontend = FrontEnd.build(vision, hidden_size=decoder.embedding_size, embedding_rms=decoder.embedding_rms(), **rest)
     if frontend.places is not None:
         frontend.places.take_glyphs(tokenizer, decoder.embed)
+    if frontend.hub is not None:
+        frontend.hub.take_separator(tokenizer, decoder.embed)
     return build(llm, tokenizer, frontend, names, configs, base)
 
 

@@ -56,7 +56,9 @@ tags: [tsugiki, {", ".join(str(g.name) for g in model.grafts)}]
     }.
 * {_seen(model)} (no centre crop);
   {model.tokens_per_image} tokens an image{"" if model.frontend.views.count == 1 else " without padding"}.
-* Boxes are written in parts of that square, {codec.write((0, 0, 0, 0))} to {codec.write((codec.steps,) * 4)}{places}.
+* Boxes are written in parts of that square, {codec.write((0, 0, 0, 0))} to {codec.write((codec.steps,) * 4)}{places}.{
+        _hub(model)
+    }
 * Base: SHA-256 over its tensors `{base.get("tensors_sha256", "?")}`{_gguf(base)}.
 * Graft: SHA-256 `{facts["graft_sha256"]}`.
 
@@ -67,6 +69,19 @@ model = tsugiki.load("this/folder")
 print(model.chat("What is in the picture?", images=["photo.jpg"]))
 ```
 """
+
+
+def _hub(model: TsugikiForConditionalGeneration) -> str:
+    hub, config = model.frontend.hub, model.frontend.config
+    if hub is None:
+        return ""
+    count = sum(p.numel() for p in hub.parameters())
+    settings = config.hub_settings()
+    words = f"the words of {settings.words}" if settings.published else "the LLM's words"
+    return (
+        f"\n* A hub of {count / 1e6:.1f} M weights reads pictures and {words} together (arXiv:2312.06363);\n"
+        f"  demonstrations reach the LLM as {settings.demos}."
+    )
 
 
 def _seen(model: TsugikiForConditionalGeneration) -> str:

@@ -15,7 +15,7 @@ from tsugiki import branches
 from tsugiki.configuration import CACHE
 from tsugiki.errors import PromptError
 from tsugiki.grafts._cache import TsugikiCache
-from tsugiki.types import IMAGE, PAD, TAG, TEXT
+from tsugiki.types import DEMO, IMAGE, PAD, TAG, TEXT
 
 
 class SeeingGeneration(GenerationMixin):
@@ -27,6 +27,7 @@ class SeeingGeneration(GenerationMixin):
     placeholder_id: Any
     on_text: Any
     _safe: Any
+    _texts: Any
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `transformers`' generate; a request without an image is the LLM's own call.
@@ -37,6 +38,7 @@ class SeeingGeneration(GenerationMixin):
         parent: Any = super()
         pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("vision_features", None)
         visual = kwargs.pop("visual", None)
+        said = [kwargs.pop(name, None) for name in ("image_text", "image_form")]
         given = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]
         past = next((c for c in given if c is not None), None)  # an empty cache is false
         if past is not None:
@@ -58,7 +60,7 @@ class SeeingGeneration(GenerationMixin):
             return self.language_model.generate(inputs, *args, **kwargs)
         if with_image and visual is None:
             with torch.no_grad():
-                visual = self.frontend(pixel_values=pixels, features=features)
+                visual = self.frontend(pixel_values=pixels, features=features, texts=self._texts(*said))
         ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         branch, question = kwargs.pop("branch", None), kwargs.pop("question", None)
         if ids is not None and kwargs.get("token_kind") is not None:
@@ -138,7 +140,7 @@ def text_kinds(attention_mask: Tensor | None, shape: Sequence[int], device: torc
 
 
 def refuse_imageless_placeholders(token_kind: Tensor | None) -> None:
-    if token_kind is not None and bool(((token_kind == IMAGE) | (token_kind == TAG)).any()):
+    if token_kind is not None and any(bool((token_kind == kind).any()) for kind in (IMAGE, DEMO, TAG)):
         raise PromptError(
             "the prompt has image positions but no image came with it",
             expected="pixel_values or vision_features",

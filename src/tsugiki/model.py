@@ -35,6 +35,7 @@ from tsugiki.grafts._context import KEYWORD, Context
 from tsugiki.grafts._sites import refuse_unregistered
 from tsugiki.types import Guarantee, How, ImageSource, Message, Sample, VisualTokens
 from tsugiki.vision.frontend import FrontEnd
+from tsugiki.vision.hub_projector import Texts
 from tsugiki.vision.site import adapt_frontend
 
 _TAKEN = "tsugiki_grafted"
@@ -309,6 +310,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         image_index: Tensor | None = None,
         pixel_values: Tensor | None = None,
         vision_features: Tensor | None = None,
+        image_text: Tensor | None = None,
+        image_form: Tensor | None = None,
         visual: VisualTokens | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
@@ -331,6 +334,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             token_kind, image_index: int64 [B, T] from the processor or collator; without images leave them out.
             pixel_values: float [N, 3, S, S]; or `vision_features` [N, P, V], the tower's cached output; or `visual`.
                 Of a mixed front-end both are [N, E].
+            image_text, image_form: int64 [N, L] and [N], what is said of each picture, where the front-end has a hub;
+                without them it sees pictures alone.
             labels: int64 [B, T], -100 = no loss. Then logits are computed at label positions only.
             cache, past_key_values: two names of the same.
             branch: int64 [B], numbers of `types.BRANCHES`, or one name: the path of each row through the grafts. None:
@@ -346,7 +351,8 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
         """
         keep = None if labels is None else _label_positions(labels)
         if visual is None and (pixel_values is not None or vision_features is not None):
-            visual = self.frontend(pixel_values=pixel_values, features=vision_features)
+            texts = self._texts(image_text, image_form)
+            visual = self.frontend(pixel_values=pixel_values, features=vision_features, texts=texts)
         past = cache if cache is not None else past_key_values
         with_image = visual is not None or (isinstance(past, TsugikiCache) and past.has_image)
         common: dict[str, Any] = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
@@ -433,6 +439,12 @@ class TsugikiForConditionalGeneration(PreTrainedModel, SeeingGeneration, Generat
             text = text_kinds(past_mask, (shape[0], length), device)
             cache.append(text, torch.full_like(text, -1))
         return cache
+
+    def _texts(self, ids: Tensor | None, forms: Tensor | None) -> Texts | None:
+        """What a hub reads beside the pictures; None where there is none, or nothing is said."""
+        if ids is None or self.frontend.hub is None:
+            return None
+        return Texts.of(ids, forms, self.decoder.embed, published=self.frontend.hub.hub.words is not None)
 
     def _safe(self, input_ids: Tensor | None) -> Tensor | None:
         """Placeholders beyond the vocabulary become padding before the embedding looks them up."""

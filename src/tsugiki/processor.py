@@ -17,6 +17,7 @@ from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.images import image_size
 from tsugiki.data.prompt import Encoded, parts_from_text
+from tsugiki.data.said import ASKED, Reader, Said
 from tsugiki.errors import PromptError
 from tsugiki.model import TsugikiForConditionalGeneration
 from tsugiki.types import IMAGE, TAG, TEXT, Batch, ImagePart, Message, Part, Sample, TextPart, register_branch
@@ -40,6 +41,7 @@ class TsugikiProcessor(ProcessorMixin):
         tokens_per_image: visual tokens of a picture, the most where the number depends on its shape.
         tokens_of: (width, height) to that number, where it does.
         codec: how boxes are written; None = three decimals.
+        reader: of what is said of the pictures, where the front-end has a hub.
     """
 
     image_token = "<image>"
@@ -58,6 +60,7 @@ class TsugikiProcessor(ProcessorMixin):
         branches: Sequence[str] = ("image",),
         question: bool = False,
         codec: BoxCodec | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.transform = transform
@@ -69,7 +72,7 @@ class TsugikiProcessor(ProcessorMixin):
         self.branches, self.question = tuple(branches), question
         for branch in self.branches:
             register_branch(branch)
-        self.codec = codec or BoxCodec()
+        self.codec, self.reader = codec or BoxCodec(), reader
         self.chat_template = getattr(tokenizer, "chat_template", None)
 
     @classmethod
@@ -86,6 +89,7 @@ class TsugikiProcessor(ProcessorMixin):
             branches=model.branches,
             question=model.chooses_branch,
             codec=model.frontend.config.codec(),
+            reader=model.frontend.config.reader(model.tokenizer),
         )
 
     @classmethod
@@ -101,8 +105,10 @@ class TsugikiProcessor(ProcessorMixin):
 
         settings = settings_of(folder)
         facts = settings["tsugiki"]["processor"]
+        tokenizer = tokenizer if tokenizer is not None else base_tokenizer(folder, base)
+        config = FrontEndConfig.from_dict(settings["frontend"])
         return cls(
-            tokenizer if tokenizer is not None else base_tokenizer(folder, base),
+            tokenizer,
             transform=transform_of(facts),
             tokens_per_image=facts["tokens_per_image"],
             tokens_of=tokens_of(facts) if facts["tokens_per_image"] > 1 else None,
@@ -111,7 +117,8 @@ class TsugikiProcessor(ProcessorMixin):
             max_length=facts["max_length"],
             branches=facts.get("branches", ("image",)),
             question=facts.get("question", False),
-            codec=FrontEndConfig.from_dict(settings["frontend"]).codec(),
+            codec=config.codec(),
+            reader=config.reader(tokenizer),
         )
 
     def facts(self, frontend: FrontEnd) -> dict[str, Any]:
@@ -136,6 +143,7 @@ class TsugikiProcessor(ProcessorMixin):
             transform=None if features is not None else self.transform,
             features=features,
             branches=self.branches,
+            reader=self.reader,
             **{"max_length": self.max_length, "question": self.question, "codec": self.codec, **options},
         )
 
@@ -219,7 +227,10 @@ class TsugikiProcessor(ProcessorMixin):
                 assert isinstance(part, TextPart)
                 new, kind, image = self.tokenizer(part.text, add_special_tokens=False)["input_ids"], TEXT, -1
             ids, kinds, images = ids + new, kinds + [kind] * len(new), images + [image] * len(new)
-        return Encoded(ids, kinds, images, question=[int(k == TEXT) for k in kinds] if self.question else None)
+        asked = self.reader.ids("".join(p.text for p in parts if isinstance(p, TextPart))) if self.reader else ()
+        said = (Said(ASKED, asked),) * count if self.reader else ()
+        question = [int(k == TEXT) for k in kinds] if self.question else None
+        return Encoded(ids, kinds, images, question=question, said=said)
 
     def _tokens(self, size: tuple[int, int] | None) -> int:
         return self.tokens_per_image if self.tokens_of is None or size is None else self.tokens_of(size)

@@ -32,6 +32,7 @@ logger = logging.getLogger("tsugiki")
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD, BASE, TOWER = "model.safetensors", "config.json", "README.md", "base", "tower"
+SEAL = "settings_sha256"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -101,7 +102,7 @@ def _write(model: TsugikiForConditionalGeneration, work: Path, exported: Mapping
         if exported:
             settings["tsugiki"]["exported"] = dict(exported)
         settings["tsugiki"]["weights_sha256"] = sha256_file(work / WEIGHTS)
-        atomic_write(work / CONFIG, json.dumps(settings, indent=1, ensure_ascii=False, default=str) + "\n")
+        atomic_write(work / CONFIG, config_text(settings))
         atomic_write(work / CARD, card(model, settings, (work / WEIGHTS).stat().st_size))
     except (OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
@@ -109,6 +110,18 @@ def _write(model: TsugikiForConditionalGeneration, work: Path, exported: Mapping
         raise StoreError(
             f"the graft can't be written ({error})", expected="room on a writable disk", fix="Nothing was changed."
         ) from error
+
+
+def config_text(settings: Mapping[str, Any]) -> str:
+    """The text of config.json: the settings, with a hash over all of them, so that a changed one is noticed."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings, ensure_ascii=False, default=str))
+    plain["tsugiki"][SEAL] = _seal(plain)
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+
+
+def _seal(settings: Mapping[str, Any]) -> str:
+    facts = {k: v for k, v in settings["tsugiki"].items() if k != SEAL}
+    return identity.hash_json({**settings, "tsugiki": facts})
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -244,7 +257,7 @@ def _folder(folder: str | Path) -> Path:
 def _settings(path: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise StoreError(f"not readable as JSON ({error})", fix="Save it again.", where=str(path / CONFIG)) from error
     if not isinstance(settings, dict) or settings.get("model_type") != "tsugiki":
         kind = settings.get("model_type") if isinstance(settings, dict) else None
@@ -269,6 +282,14 @@ def _settings(path: Path) -> dict[str, Any]:
                 where=str(path),
             )
         raise StoreError(f"no {WEIGHTS}", expected="the graft's weights", fix="Save it again.", where=str(path))
+    facts = settings.get("tsugiki") or {}
+    if not isinstance(facts, dict) or SEAL in facts and facts[SEAL] != _seal(settings):
+        raise StoreError(
+            "the settings are not those that were saved",
+            expected=f"what {SEAL} in it says",
+            fix="Change settings by attach and save; bring this file back from a copy, or save the graft again.",
+            where=str(path / CONFIG),
+        )
     return settings
 
 
@@ -372,11 +393,7 @@ def _same_base(wanted: Mapping[str, Any], found: Mapping[str, Any], path: Path) 
 
 def _put(model: TsugikiForConditionalGeneration, path: Path, settings: Mapping[str, Any]) -> None:
     file = path / WEIGHTS
-    wanted = (settings.get("tsugiki") or {}).get("weights_sha256")
-    if wanted and sha256_file(file) != wanted:
-        raise StoreError(
-            "the weights are not those that were saved", expected=f"SHA-256 {wanted[:12]}...", where=str(file)
-        )
+    check_weights(path, settings)
     state = _tensors(file)
     own = trained_state(model)
     missing = sorted(set(_untied(own)) - set(state))
@@ -393,6 +410,22 @@ def _put(model: TsugikiForConditionalGeneration, path: Path, settings: Mapping[s
             own[name].copy_(tensor)
 
 
+def check_weights(path: Path, settings: Mapping[str, Any]) -> None:
+    """Compare the weights' file with the hash in its settings; one that was saved without a hash is taken as it is.
+
+    Raises:
+        StoreError: another file.
+    """
+    wanted = (settings.get("tsugiki") or {}).get("weights_sha256")
+    if wanted and sha256_file(path / WEIGHTS) != wanted:
+        raise StoreError(
+            "the weights are not those that were saved",
+            expected=f"SHA-256 {str(wanted)[:12]}...",
+            fix="Bring the file back from a copy, or save the graft again.",
+            where=str(path / WEIGHTS),
+        )
+
+
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
@@ -402,10 +435,12 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors of a saved graft, without its base, for mixing.
+    """Settings and tensors of a saved graft, without its base.
 
     Raises:
-        StoreError: no graft there, a newer version, a pickle, a damaged file.
+        StoreError: no graft there, a newer version, a pickle, a damaged or changed file.
     """
     path = _folder(folder)
-    return _settings(path), _tensors(path / WEIGHTS)
+    settings = _settings(path)
+    check_weights(path, settings)
+    return settings, _tensors(path / WEIGHTS)

@@ -76,6 +76,20 @@ class ImagePart:
     """A path, encoded bytes, or an open picture."""
 
 
+DEMO_FORMS = ("visual_guided_text", "textual_guided_visual", "uni_modal", "both")
+"""How a hub hands a demonstration to the LLM: its text after it has seen the picture (MMICT), its picture's queries
+after they have read the text, queries and text that have not met (plain tuning in context), or both that have."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPart(ImagePart):
+    """A demonstration: a picture and all that is said of it. Without a hub it is read as that picture and that text."""
+
+    text: str = ""
+    form: str = DEMO_FORMS[0]
+    """One of `DEMO_FORMS`."""
+
+
 @dataclass(frozen=True, slots=True)
 class BoxPart:
     """A box inside a message; the codec of `data.boxes` writes it as text relative to the padded square."""
@@ -86,7 +100,7 @@ class BoxPart:
     label: str | None = None
 
 
-Part = TextPart | ImagePart | BoxPart
+Part = TextPart | ImagePart | BoxPart  # a DemoPart is an ImagePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +202,10 @@ class Batch:
     labels: Tensor | None = None  # int64 [B, T], -100 = no loss
     pixel_values: Tensor | None = None  # float [N, 3, S, S], live pictures; of a mixed front-end [N, E]
     vision_features: Tensor | None = None  # float [N, P, V], cached tower outputs instead of pixels; or [N, E]
+    image_text: Tensor | None = (
+        None  # int64 [N, L], ids of what is said of each picture, -1 behind; where a hub reads it
+    )
+    image_form: Tensor | None = None  # int64 [N], 0 = a picture that is asked about, else 1 + its place in DEMO_FORMS
     steps: Tensor | None = None  # int64 [B, T], number of the answer's step at labels, -1 elsewhere; None = no marks
     step_weights: Tensor | None = None  # float32 [B, K], of each row's steps; None = all equal
     branch: Tensor | None = None  # int64 [B], see BRANCHES; None = the model has but one for pictures, or decides

@@ -235,6 +235,22 @@ def test_data_check(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "s.png").exists()
 
 
+def test_data_check_of_a_missing_file_is_a_mistake_of_the_command(run: Run, tmp_path: Path) -> None:
+    result = run("data", "check", "none.jsonl")
+    assert (result.exit_code, result.stderr.startswith("Error: none.jsonl: no such file")) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_curve(run: Run, fake: Callable[[str, Any], Call]) -> None:
+    curve = fake(
+        "tsugiki.studies.curve.curve", SimpleNamespace(scores=[score(0.5)], findings=("The probe is better.",))
+    )
+    result = run("curve", "photos", "steps=5", "--size", 20, "--size", 200, "--folds", 3, "-o", "c")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == ["The probe is better.", "plot: c/curve.png"]
+    assert [curve.given[k] for k in ("sizes", "folds", "out", "method")] == [[20, 200], 3, Path("c"), "projector"]
+
+
 def test_data_convert(run: Run, tmp_path: Path) -> None:
     from tsugiki.testing import tiny_images
 
@@ -303,6 +319,7 @@ def test_synth_defects_with_a_folder_that_holds_no_photograph(run: Run, tmp_path
 def test_train(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> None:
     done = SimpleNamespace(steps=3, seconds=1.0, resumed=False, losses=(2.0, 1.25), graft=tmp_path / "graft")
     train = fake("tsugiki.training.trainer.train", done)
+    (tmp_path / "x.jsonl").touch()
     new, load = (
         fake("tsugiki.cli._models.new_model", "a new model"),
         fake("tsugiki.cli._models.load_model", "an old one"),
@@ -327,6 +344,7 @@ def test_train(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> No
         (("projector", "stepz=3"), "steps"),
         (("projector", "steps"), "key=value"),
         (("projector", "--data", "a.jsonl", "--data", "b.jsonl"), "expected name=file"),
+        (("projector", "--data", "none.jsonl"), "none.jsonl: no such file"),
     ]:
         result = run("train", *arguments)
         assert result.exit_code == 2
@@ -361,8 +379,12 @@ def test_fit(run: Run, fake: Callable[[str, Any], Call], holds: bool) -> None:
     assert result.exit_code == (0 if holds else 1)
     assert result.stdout.splitlines() == ["the table", "graft: g", "report: r.html"]
     given = fit.given
-    assert (given["data"], given["out"], given["method"]) == (Path("photos"), Path("f"), ["projector"])
+    assert (given["data"], given["out"], given["method"]) == (Path("photos"), Path("f"), "projector")
     assert (given["overrides"], given["question"], given["vision"]) == (["steps=5"], "何?", "efficientnet-lite0")
+    run("fit", "photos", "--folds", 5, "--method", "projector,wings", "--patience", 0, "--budget", 0.1)
+    assert [fit.given[k] for k in ("folds", "method", "patience", "budget")] == [5, "projector,wings", None, 0.1]
+    run("fit", "photos", "--method", "wings", "--method", "lynx")
+    assert (fit.given["method"], fit.given["patience"]) == (["wings", "lynx"], 3)
 
 
 def test_fewshot(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from tsugiki.cli import app
 from tsugiki.data import schema
 from tsugiki.synth import scout
-from tsugiki.types import Sample
+from tsugiki.types import Message, Sample
 
 BOXES = [[10, 10, 30, 30], [150, 12, 20, 28], [12, 90, 8, 8]]
 
@@ -198,3 +198,18 @@ def test_ocr_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_font_is_named() -> None:
     result = CliRunner().invoke(app, ["synth", "ocr", "5", "--font", "comic"])
     assert result.exit_code == 2 and "unknown font 'comic'; expected one of ipaex-gothic" in result.stderr
+
+
+@pytest.mark.parametrize(("command", "task"), [("matching", "matching"), ("absent", "presence")])
+def test_questions_from_scenes(command: str, task: str, tmp_path: Path) -> None:
+    objects = [{"name": "cup", "ja": "コップ", "colour": "red", "cell": "left"}]
+    other = [{"name": "dog", "ja": "犬", "colour": None, "cell": "top"}]
+    pictures = []
+    for i, things in enumerate((objects, other)):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+        messages = (Message.of("user", "?", (tmp_path / f"{i}.png",)), Message.of("assistant", "x"))
+        pictures.append(Sample(str(i), messages, meta={"objects": things, "language": "en"}))
+    schema.write(tmp_path / "scenes.jsonl", pictures)
+    out = tmp_path / "out.jsonl"
+    result = CliRunner().invoke(app, ["synth", command, str(tmp_path / "scenes.jsonl"), "--out", str(out)])
+    assert result.exit_code == 0 and {s.task for s in schema.load(out)} == {task}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -99,11 +100,77 @@ def test_folder_survives_a_failing_swap(tmp_path: Path, monkeypatch: pytest.Monk
             raise OSError(errno.EIO, "broken")
         return original(self, other)
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(StoreError, match="broken"), files.atomic_folder(target) as folder:
         (folder / "x").write_text("new")
     assert (target / "x").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["graft"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_folder_keeps_what_it_does_not_replace(tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    target = tmp_path / "graft"
+    (target / "写真" / "deep").mkdir(parents=True)
+    (target / "写真" / "deep" / "1.txt").write_text("picture")
+    (target / "notes.txt").write_text("mine")
+    (target / "link").symlink_to("notes.txt")
+    (target / "weights").write_text("old")
+    with files.atomic_folder(target, replaces=("weights", "card")) as folder:
+        (folder / "weights").write_text("new")
+    assert sorted(p.name for p in target.iterdir()) == ["link", "notes.txt", "weights", "写真"]
+    assert (target / "weights").read_text() == "new" and (target / "link").read_text() == "mine"
+    assert (target / "link").is_symlink() and (target / "写真" / "deep" / "1.txt").read_text() == "picture"
+    assert [p.name for p in tmp_path.iterdir()] == ["graft"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_writer_killed_between_two_names_loses_nothing(
+    tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old folder, with what is not replaced in it, is there at once, or as soon as somebody writes."""
+    target = tmp_path / "graft"
+    target.mkdir()
+    (target / "weights").write_text("old")
+    (target / "notes.txt").write_text("mine")
+    if not (number := os.fork()):
+
+        def killed(*_: object) -> bool:
+            if exchange:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return False
+
+        def renamed(self: Path, to: Path) -> None:
+            os.rename(self, to)  # noqa: PTH104 - Path.replace is what is replaced here
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(files, "_exchange", killed)
+        if not exchange:
+            monkeypatch.setattr(Path, "replace", renamed)
+        with files.atomic_folder(target, replaces=("weights",)) as folder:
+            (folder / "weights").write_text("new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == -signal.SIGKILL
+    assert target.exists() == exchange
+    with pytest.raises(KeyError), files.atomic_folder(target, replaces=("weights",)):
+        raise KeyError
+    assert {p.name: p.read_text() for p in target.iterdir()} == {"weights": "old", "notes.txt": "mine"}
+
+
+def test_sweep(tmp_path: Path) -> None:
+    for name in (".a.x.part", ".b.x.part", ".a.old.part", "a.part"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".a.y.old").mkdir()
+    (tmp_path / ".a.y.old" / "inside").write_text("")
+    files.sweep(tmp_path, older=3600)
+    assert len(list(tmp_path.iterdir())) == 5
+    files.sweep(tmp_path, ".a.*")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".b.x.part", "a.part"]
+    files.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.part"]
 
 
 def test_sha256(tmp_path: Path) -> None:

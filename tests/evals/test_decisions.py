@@ -60,6 +60,8 @@ def test_the_whole_path() -> None:
     assert set(scores) == {
         "accuracy",
         "macro-F1",
+        "ECE",
+        "Brier score",
         *(f"accuracy minus {name}" for name in ("constant", "probe", "k-NN")),
         *(f"recall of {name}" for name in COLOURS),
     }
@@ -71,6 +73,8 @@ def test_the_whole_path() -> None:
     minus = scores["accuracy minus probe"]
     assert minus.value == pytest.approx(accuracy.value - 1.0) and minus.low is not None and minus.high is not None
     assert scores["recall of red"].n == 8 and "chance 0.333" in accuracy.note
+    assert scores["ECE"].base is not None and scores["ECE"].difference is not None
+    assert scores["Brier score"].yardsticks["prior"] == pytest.approx(2 / 3)
     # The bare LLM sees no picture: one answer to all.
     assert len({a.base_text for a in result.answers}) == 1
     assert all(sum(a.probabilities.values()) == pytest.approx(1.0) for a in result.answers)

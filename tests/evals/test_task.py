@@ -135,3 +135,17 @@ def test_questions_on_one_picture_are_one_group() -> None:
     assert task.picture_groups([a, b]) is None
     groups = task.picture_groups([a, b, a])
     assert groups is not None and groups[0] == groups[2] != groups[1]
+
+
+def test_tasks_with_too_few_items_are_left_out() -> None:
+    captions = [
+        Sample(
+            id=f"c{i}",
+            task="caption",
+            messages=(Message.of("user", "What is this?", (p,)), Message.of("assistant", "a red cup")),
+        )
+        for i, p in enumerate(testing.tiny_images(6))
+    ]
+    assert "captions" in task.scorable(captions)
+    assert "captions" not in task.scorable(captions[:4])
+    assert "captions" not in task.scorable(captions, limit=4)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tsugiki
+from tsugiki import store
 from tsugiki.data.files import sha256_file
 from tsugiki.errors import BaseMismatchError, InputError, StoreError
 from tsugiki.mixing import _base
@@ -108,9 +109,16 @@ def test_another_graft_or_setting_is_refused_by_name(tmp_path: Path) -> None:
         mix([one, setting], [0.5, 0.5], tmp_path / "mixed")
 
 
+def seal(folder: Path) -> None:
+    """As if the weights that are there had been saved."""
+    settings = json.loads((folder / "config.json").read_text())
+    settings["tsugiki"]["weights_sha256"] = sha256_file(folder / "model.safetensors")
+    (folder / "config.json").write_text(store.config_text(settings))
+
+
 def test_a_damaged_graft_is_refused_in_one_line(two: tuple[Path, Path], tmp_path: Path) -> None:
     (two[1] / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(StoreError, match=r"b.model\.safetensors: not a safetensors file"):
+    with pytest.raises(StoreError, match=r"b.model\.safetensors: the weights are not those"):
         mix(two, [0.5, 0.5], tmp_path / "mixed")
 
 
@@ -120,6 +128,7 @@ def test_another_shape_is_refused_by_name(two: tuple[Path, Path], tmp_path: Path
     name = sorted(tensors)[0]
     tensors[name] = torch.zeros(3)
     save_file(tensors, file)
+    seal(two[1])
     with pytest.raises(InputError, match=rf"{name} is \[.*\] in .*a and \[3\] in .*b"):
         mix(two, [0.5, 0.5], tmp_path / "mixed")
 
@@ -150,6 +159,7 @@ def test_tensors_that_are_equal_take_the_dtype_of_the_result(two: tuple[Path, Pa
     shutil.copytree(two[0], first)
     narrow = {k: v.bfloat16() for k, v in load_file(first / "model.safetensors").items()}
     save_file(narrow, first / "model.safetensors", metadata={"format": "pt"})
+    seal(first)
     mixed = load_file(mix([first, two[1], two[1]], [0.0, 0.5, 0.5], tmp_path / "mixed") / "model.safetensors")
     b = load_file(two[1] / "model.safetensors")
     assert all(tensor.dtype == torch.bfloat16 and torch.equal(tensor, b[k].bfloat16()) for k, tensor in mixed.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tsugiki import store
 from tsugiki.errors import AssetError, InputError, StoreError, UnknownNameError
 from tsugiki.studies import _asked
 from tsugiki.studies._build import build_model, load_graft, load_llm
@@ -37,7 +38,7 @@ def test_a_saved_graft_fetches_its_tower(llm: Path, tmp_path: Path, monkeypatch:
     assert [g.name for g in load_graft(tmp_path / "graft", llm, vision=TinyTower()).grafts] == ["projector"]
     settings = json.loads(config.read_text())
     settings["frontend"]["tower"] = "efficientnet-lite0"
-    config.write_text(json.dumps(settings))
+    config.write_text(store.config_text(settings))
     asked: list[str] = []
 
     def resolve(name: str, say: object = None) -> str:

@@ -104,10 +104,10 @@ def test_every_arm_gets_the_same_pictures_and_is_asked_the_same(
     )
     assert all(row["base"] is not None for cell in result.cells for row in cell["rows"])
     assert (tmp_path / "study" / "runs" / "fine-tuning-8-1" / "run" / "graft").is_dir()
-    for name in ("fewshot.html", "fewshot.md"):
+    for name in ("curve.html", "curve.md"):
         page = (tmp_path / "study" / name).read_text(encoding="utf-8")
         assert "By amount of data" in page and "their variance" in page
-    content = json.loads((tmp_path / "study" / "fewshot.json").read_text(encoding="utf-8"))
+    content = json.loads((tmp_path / "study" / "curve.json").read_text(encoding="utf-8"))
     assert content["facts"]["chance"] == 0.5 and content["facts"]["steps"] == 2
 
 
@@ -169,7 +169,7 @@ def test_a_finished_cell_is_not_run_again(few: Few, tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         run(few, tmp_path / "study", **options)
     assert sorted(f.name for f in (tmp_path / "study" / "cells").iterdir()) == ["probe-5-0.json", "probe-5-1.json"]
-    assert any("2 of 4: probe, 5 pictures, fold 2: 1.000" in line and line.endswith("left") for line in told)
+    assert any("probe, 5 pictures, fold 2: 8 of 8 right" in line for line in told) and "2 of 4" in told[-1]
     result = run(few, tmp_path / "study", **options)
     assert len(asked) == 5 and len(result.cells) == 4
     assert len(run(few, tmp_path / "study", **{**options, "sizes": (5, 7, 8)}).cells) == 6 and len(asked) == 7
@@ -239,11 +239,9 @@ def test_labels_and_pictures_that_do_not_fit(few: Few) -> None:
         _draws.own([replace(s, options=()) for s in samples])
 
 
-def test_demonstrations_are_others_of_the_labelled_the_nearest_next_to_the_question(few: Few, tmp_path: Path) -> None:
+def test_demonstrations_are_others_of_the_labelled_the_nearest_next_to_the_question(few: Few) -> None:
     labelled = _draws.draws(few, 8, 1, 0)[0][0]
     plan = study.recipes.load(RECIPE, ["steps=6"])  # 24 samples: three times eight
-    given: dict[str, Any] = {"start": start, "model": start(), "features": None, "test": few.test, "seed": 0}
-    draw = Draw(labelled=labelled, plan=plan, folder=tmp_path, shown=3, classes=few.classes, **given)
     seen: list[tuple[Any, ...]] = []
 
     def place(query: Any, demos: Any) -> Any:
@@ -251,10 +249,11 @@ def test_demonstrations_are_others_of_the_labelled_the_nearest_next_to_the_quest
         seen.append((query, demos, placed))
         return placed
 
-    found = draw.grouped(place)
+    model = start()
+    found = _arms.grouped(labelled, _arms.Recent(model), plan, place, most=3, seed=0)
     assert [s.id for s in found[:8]] == [s.id for s in labelled] and len(found) == 8 + 24 and len(seen) == 24
     assert len({s.id for s in found}) == 32 and {len(demos) for _, demos, _ in seen} == {0, 1, 2, 3}
-    vectors = {s.id: _arms.pooled(_arms.Recent(draw.model)(s.images[0])).astype(np.float64) for s in labelled}
+    vectors = {s.id: _arms.pooled(_arms.Recent(model)(s.images[0])).astype(np.float64) for s in labelled}
 
     def cosine(a: Any, b: Any) -> float:
         x, y = vectors[a.id], vectors[b.id]

@@ -257,3 +257,37 @@ def test_a_method_brings_the_settings_of_its_recipe(tmp_path: Path) -> None:
     assert result.holds and result.proof.guarantee == "exact"
     assert result.model.graft("wings").config.rank == 16
     assert run(photos, tmp_path / "other", rank=2, **options).model.graft("wings").config.rank == 2
+
+
+def test_folds_ask_every_picture_once_and_methods_are_chosen_inside(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "p", (12, 12))
+    options: dict[str, Any] = {
+        "folds": 2, "inner": 2, "method": "projector,cross_attention", "recipe": None, "refit": False,
+        "overrides": ["steps=2", "batch_size=4"],
+    }  # fmt: skip
+    result = run(photos, tmp_path / "run", **options)
+    cells = [json.loads((tmp_path / "run" / "folds" / "cells" / f"{i}.json").read_text()) for i in range(2)]
+    asked = [row["id"] for cell in cells for row in cell["rows"]]
+    assert len(asked) == len(set(asked)) == 24 and result.sizes == {
+        "train": 24,
+        "hold": result.sizes["hold"],
+        "test": 24,
+    }
+    accuracy = next(s for s in result.scores if s.metric == "accuracy")
+    assert accuracy.n == 24 and accuracy.note.startswith("folds ")
+    for i, cell in enumerate(cells):  # what chose is never what is scored
+        inner = tmp_path / "run" / "folds" / "runs" / str(i) / "methods" / "cells"
+        chose = {row["id"] for file in inner.iterdir() for row in json.loads(file.read_text())["rows"]}
+        assert chose and not chose & {row["id"] for row in cell["rows"]}
+    assert result.choice is not None and any("Method chosen" in line for line in result.findings)
+    again = run(photos, tmp_path / "run", **options)
+    assert [s.value for s in again.scores] == [s.value for s in result.scores]
+
+
+def test_wrong_folds(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "p", (5, 5))
+    with pytest.raises(DataError, match="11 folds of 10 different pictures"):
+        run(photos, tmp_path / "run", folds=11)
+    with pytest.raises(UnknownNameError, match="Did you mean 'wings'"):
+        run(photos, tmp_path / "run", method="projector,wingz", recipe=None)
+    assert not (tmp_path / "run").exists()

@@ -139,3 +139,25 @@ def test_mistakes_are_one_line(kind: str, says: str, tmp_path: Path) -> None:
         _own.read(make(tmp_path, kind))
     assert "\n" not in str(caught.value)
     assert caught.value.expected
+
+
+def test_folders_of_voc_and_yolo_and_an_export_of_label_studio(tmp_path: Path) -> None:
+    for kind in ("voc", "yolo", "studio"):
+        (tmp_path / kind / "images").mkdir(parents=True)
+        picture(0, 0).save(tmp_path / kind / "images" / "a.png")
+    box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+    xml = f"<annotation><filename>a.png</filename><object><name>傷</name>{box}</object></annotation>"
+    (tmp_path / "voc" / "Annotations").mkdir()
+    (tmp_path / "voc" / "Annotations" / "a.xml").write_text(xml, encoding="utf-8")
+    (tmp_path / "yolo" / "labels").mkdir()
+    (tmp_path / "yolo" / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "yolo" / "data.yaml").write_text("names: [dent]\n")
+    value = {"x": 10, "y": 10, "width": 20, "height": 20, "rectanglelabels": ["dent"]}
+    result = {"type": "rectanglelabels", "from_name": "l", "value": value, "original_width": 40, "original_height": 40}
+    task = {"data": {"image": "a.png"}, "annotations": [{"result": [result]}]}
+    (tmp_path / "studio" / "export.json").write_text(json.dumps([task]))
+    found = {path.name: _own.read(path) for path in (tmp_path / "voc", tmp_path / "yolo", tmp_path / "studio")}
+    assert [own.kind for own in found.values()] == ["voc", "yolo", "labelstudio"]
+    assert found["voc"].found == "Found Pascal VOC boxes: 1 samples about 1 pictures; boxes of 傷"
+    assert question(found["yolo"].samples[0]).startswith("Where is the dent?")
+    assert _own.read(tmp_path / "yolo" / "data.yaml").kind == "yolo"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.studies._pictures import folder
 
-from tsugiki.errors import InputError
+from tsugiki.errors import InputError, RecipeError
 from tsugiki.studies import _draws, _start
 from tsugiki.synth import pictograms
 from tsugiki.testing import tiny_model
@@ -37,9 +37,13 @@ def test_a_start_is_trained_once(made: list[str], tmp_path: Path) -> None:
     graft, base = start()
     assert graft == tmp_path / "start" / "run" / "graft" and graft.is_dir() and base == "b"
     assert _start.method_of(graft) == "projector" and "2 steps" in told[0]
-    before = graft.stat().st_mtime_ns
+    log = (tmp_path / "start" / "run" / "log.jsonl").read_text()
+    before = (graft / "model.safetensors").read_bytes()
     _start.made(tmp_path / "start", **options)
-    assert graft.stat().st_mtime_ns == before and made == ["projector"]
+    assert (tmp_path / "start" / "run" / "log.jsonl").read_text() == log and log.count("\n") == 2
+    assert (graft / "model.safetensors").read_bytes() == before
+    with pytest.raises(RecipeError, match="steps"):
+        _start.made(tmp_path / "start", **{**options, "steps": 3})
 
 
 def test_without_steps_it_is_new_each_time(made: list[str], tmp_path: Path) -> None:

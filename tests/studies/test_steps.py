@@ -66,3 +66,14 @@ def test_it_is_asked_at_its_marks_and_remembers(tmp_path: Path) -> None:
     assert [m.step for m in hold.found()] == [2, 3]
     assert HoldOut(model, held, None, [2, 3], tmp_path).best() == hold.best()
     assert HoldOut(model, held, None, [3], tmp_path / "other").best() is None
+
+
+def test_it_is_enough_after_so_many_marks_without_a_better_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {1: 0.5, 2: 0.75, 3: 0.5, 4: 0.75, 5: 1.0}  # equal accuracy, no better likelihood: not better
+    monkeypatch.setattr(HoldOut, "measure", lambda self, step: Mark(step, said[step], -1.0))
+    hold = HoldOut(tiny_model(), [], None, list(said), tmp_path, patience=2)
+    reports = [StepReport(stage="0", step=step, loss=1.0, seconds=1.0, progress=0.1) for step in (1, 2, 3, 4)]
+    assert [hold(report) for report in reports] == [False, False, False, True]
+    best = hold.best()
+    assert best is not None and best.step == 2
+    assert not HoldOut(tiny_model(), [], None, list(said), tmp_path).enough(4)

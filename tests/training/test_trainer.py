@@ -529,6 +529,34 @@ def test_a_run_killed_before_its_stage_was_closed_takes_no_further_step(
     assert all(torch.equal(p, trained[n]) for n, p in again.named_parameters())
 
 
+@pytest.mark.parametrize("stop", [None, 2, 3])
+def test_on_step_ends_the_stage(stop: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the step where it says so; killed before that step's checkpoint, after it or not at all."""
+
+    def at_three(report: StepReport) -> bool:
+        if stop == 2 and report.step == 2:
+            raise Stop
+        return report.step >= 3
+
+    own = StageTrainer.save
+
+    def killed(self: StageTrainer, *, finished: bool = False) -> None:
+        if finished:
+            raise Stop
+        own(self, finished=finished)
+
+    fields, built = {**recipe(), "save_steps": 1}, model()
+    if stop is not None:
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(StageTrainer, "save", killed)
+            run(built, fields, tmp_path, on_step=at_three)
+    again = model(seed=1 if stop is not None else 0)
+    result = run(again, fields, tmp_path, on_step=lambda report: report.step >= 3)
+    assert result.steps == 3 and result.resumed == (stop is not None)
+    if stop == 3:
+        assert all(torch.equal(p, state(built)[n]) for n, p in again.named_parameters())
+
+
 def test_fixed_position_vectors_do_not_train(tmp_path: Path) -> None:
     built = model(positions="sincos")
     before = built.frontend.projector.positions.clone()

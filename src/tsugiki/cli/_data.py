@@ -10,7 +10,7 @@ import typer
 
 from tsugiki.cli._app import Base, app, complain, counting, example, keywords, show
 from tsugiki.data import convert as formats
-from tsugiki.errors import UnknownNameError
+from tsugiki.errors import DataError, UnknownNameError
 
 data = typer.Typer(no_args_is_help=True, help="Check and convert training data.")
 synth = typer.Typer(no_args_is_help=True, help="Make training data.")
@@ -39,6 +39,8 @@ def check(
     """Tell every wrong line, and draw pictures with their boxes after the way through the codec. Exit code 1 if any."""
     from tsugiki.data.check import check_file
 
+    if not file.is_file():
+        raise DataError("no such file", expected="a JSONL of messages", fix="Correct the path.", where=str(file))
     settings = {}
     if model is not None:
         from tsugiki.cli._models import load_model

@@ -10,11 +10,17 @@ import typer
 from rich.table import Table
 
 from tsugiki.cli._app import Base, Overrides, app, example, out, say, show, sources
-from tsugiki.errors import InputError
+from tsugiki.errors import DataError, InputError
 
 CacheLimit = Annotated[
     float | None, typer.Option(help="GB for tower outputs on disk; the least recently used go first.", min=0)
 ]
+OwnData = Annotated[
+    Path, typer.Argument(help="One folder per class, VOC, YOLO, CSV, COCO, Label Studio, JSONL.", show_default=False)
+]
+Llm = Annotated[str, typer.Option(help="The LLM: an asset, a folder or a hub id.")]
+Question = Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")]
+Patience = Annotated[int, typer.Option(help="Evaluations without a better one that end a training; 0 = never.", min=0)]
 Vision = Annotated[str | None, typer.Option(help="The vision tower: an asset, a folder or a hub id.")]
 
 
@@ -39,14 +45,23 @@ def demo(
 
 @app.command(epilog=example("tsugiki fit photos --base smollm2-135m-instruct --method projector --out runs/fit"))
 def fit(
-    data: Annotated[Path, typer.Argument(help="One folder per class, CSV, COCO JSON or JSONL.", show_default=False)],
+    data: OwnData,
     overrides: Overrides = None,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Graft, proof, scores, report.")] = Path("runs/fit"),
-    base: Annotated[str, typer.Option(help="The LLM: an asset, a folder or a hub id.")] = "smollm2-135m-instruct",
-    method: Annotated[list[str] | None, typer.Option(help="Of `tsugiki methods`; several are stacked.")] = None,
+    base: Llm = "smollm2-135m-instruct",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Of `tsugiki methods`; several options are stacked. To choose: projector,wings or auto."),
+    ] = None,
     vision: Vision = "efficientnet-lite0",
     recipe: Annotated[str | None, typer.Option(help="A recipe. Default: the method's own, 150 steps.")] = None,
-    question: Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")] = None,
+    question: Question = None,
+    folds: Annotated[int, typer.Option(help="Ask every picture once, by k-fold runs; 0 = one split.", min=0)] = 0,
+    inner: Annotated[int, typer.Option(help="Folds of the training pictures that choose between methods.")] = 3,
+    patience: Patience = 3,
+    budget: Annotated[
+        float, typer.Option(help="Of methods that train the LLM: largest rise of its text loss, nats a token.")
+    ] = 0.05,
     cache_limit: CacheLimit = None,
     seed: Annotated[int, typer.Option(help="Of split and training.")] = 0,
 ) -> None:
@@ -57,9 +72,9 @@ def fit(
     from tsugiki.studies.fit import fit
 
     result = fit(
-        data, base=base, method=method or "projector", vision=vision, out=folder, recipe=recipe,
-        overrides=overrides or [], question=question, seed=seed,
-        cache_limit=in_bytes(cache_limit),
+        data, base=base, method=stacked(method), vision=vision, out=folder, recipe=recipe,
+        overrides=overrides or [], question=question, folds=folds, inner=inner, patience=patience or None,
+        budget=budget, seed=seed, cache_limit=in_bytes(cache_limit),
     )  # fmt: skip
     out.print(result.table)
     show(f"graft: {result.graft}")
@@ -129,6 +144,39 @@ def fewshot(
     show(f"report: {result.report}")
 
 
+@app.command(epilog=example("tsugiki curve photos --size 20 --size 50 --folds 3 --out runs/curve"))
+def curve(
+    data: OwnData,
+    overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Table, plot, report.")] = Path("runs/curve"),
+    base: Llm = "smollm2-135m-instruct",
+    method: Annotated[list[str] | None, typer.Option(help="Of `tsugiki methods`; several are stacked.")] = None,
+    vision: Vision = "efficientnet-lite0",
+    recipe: Annotated[str | None, typer.Option(help="A recipe. Default: the method's own, 150 steps.")] = None,
+    question: Question = None,
+    size: Annotated[
+        list[int] | None, typer.Option(help="Labelled pictures; several times. Default: 20, 50, 100, 200.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Of each size.")] = 3,
+    patience: Patience = 3,
+    cache_limit: CacheLimit = None,
+    seed: Annotated[int, typer.Option(help="Of drawing, folds and training.")] = 0,
+) -> None:
+    """How right answers grow with the number of labelled pictures, beside the yardsticks, with intervals."""
+    from tsugiki.evals.tables import table
+    from tsugiki.studies.curve import SIZES, curve
+
+    result = curve(
+        data, base=base, method=stacked(method), vision=vision, out=folder, recipe=recipe,
+        overrides=overrides or [], question=question, sizes=size or SIZES, folds=folds, patience=patience or None,
+        seed=seed, cache_limit=in_bytes(cache_limit),
+    )  # fmt: skip
+    out.print(table(result.scores))
+    for line in result.findings:
+        show(line)
+    show(f"plot: {folder / 'curve.png'}")
+
+
 @app.command(
     epilog=example("tsugiki train projector steps=500 --base smollm2-135m-instruct --data train.jsonl -o runs/a")
 )
@@ -157,6 +205,9 @@ def train(
 
     plan = recipes.load(recipe, overrides or [])
     given = sources(data)
+    for path in given.values() if isinstance(given, dict) else [given] if given else []:
+        if not Path(path).is_file():  # not after the LLM was loaded
+            raise DataError("no such file", expected="a JSONL of samples", fix="Correct the path.", where=str(path))
     # Of several processes each puts what it needs on its own GPU, under FSDP a piece.
     device = "cpu" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     if model is None:
@@ -189,6 +240,11 @@ def methods() -> None:
         facts = (graft.PAPER, graft.LICENSE) if graft else ("", "")
         table.add_row(name, "graft" if graft else "preset", *(fact or "" for fact in facts))
     out.print(table)
+
+
+def stacked(method: list[str] | None) -> str | list[str]:
+    """What `fit` takes: one option may name several methods to choose from, several options are one stack."""
+    return "projector" if not method else method[0] if len(method) == 1 else method
 
 
 def in_bytes(gigabytes: float | None) -> int | None:

@@ -152,6 +152,40 @@ def formats(
     _tell(out, samples, problems, left_out)
 
 
+Scenes = Annotated[Path, typer.Argument(help="samples.jsonl of scenes.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="The same seed asks the same.")]
+
+
+@synth.command(epilog=example("tsugiki synth matching scenes/samples.jsonl --out matching.jsonl"))
+def matching(
+    scenes: Scenes,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write.")] = Path("matching.jsonl"),
+    seed: Seed = 0,
+) -> None:
+    """Make pairs of captions, a true one and one with a swapped name, colour, number or place."""
+    from tsugiki.data import schema
+    from tsugiki.synth.matching import pairs
+
+    samples = pairs(schema.load(scenes), seed=seed)
+    schema.write(out, samples)
+    show(f"{out}: {len(samples)} samples")
+
+
+@synth.command(epilog=example("tsugiki synth absent scenes/samples.jsonl --out absent.jsonl"))
+def absent(
+    scenes: Scenes,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write.")] = Path("absent.jsonl"),
+    seed: Seed = 0,
+) -> None:
+    """Ask what is there and what is not, with absent names that are random, frequent, or usual beside what is there."""
+    from tsugiki.data import schema
+    from tsugiki.synth.absent import questions
+
+    samples = questions(schema.load(scenes), seed=seed)
+    schema.write(out, samples)
+    show(f"{out}: {len(samples)} samples")
+
+
 def _tell(file: Path, samples: Sized, problems: list[InputError], left_out: Counter[str]) -> None:
     for problem in problems:
         complain(problem)

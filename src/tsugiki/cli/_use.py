@@ -199,7 +199,7 @@ def evaluate(
     from tsugiki.evals.tables import records, table
 
     limits = None if budget is None else load_budget(budget)
-    names = task or _scorable(data)
+    names = task or _scorable(data, limit)
     settings: dict[str, Any] = {} if train is None else {"train": schema.load(train)}
     settings |= {"calibrate": True} if calibrate else {}
     loaded = load_model(model, base)
@@ -222,7 +222,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _scorable(data: Path | None) -> list[str]:
+def _scorable(data: Path | None, limit: int | None) -> list[str]:
     """Retention without data; with data, the tasks that can score any of it."""
     from tsugiki.data import schema
     from tsugiki.evals import task
@@ -230,7 +230,7 @@ def _scorable(data: Path | None) -> list[str]:
     if data is None:
         return ["retention"]
     samples = schema.load(data)
-    found = task.scorable(samples)
+    found = task.scorable(samples, limit)
     if not found:
         raise DataError(
             f"none of {len(samples)} samples can be scored",

@@ -39,6 +39,14 @@ def has_tables(connection: sqlite3.Connection) -> bool:
 
 def refuse(meta: Mapping[str, str], fingerprint: str | None, tower: str, *, where: str) -> None:
     """Raises what `Bank.open` says of a bank that this version can't read, or this tower can't search."""
+    lacking = {"version", "bank", "revision", "tower", "fingerprint", "width"} - meta.keys()
+    if lacking or not (str(meta["version"]).isdecimal() and str(meta["width"]).isdecimal()):
+        raise StoreError(
+            f"a damaged bank ({min(lacking, default='version or width')})",
+            expected="its version, tower and width",
+            fix="Restore the folder from a copy.",
+            where=where,
+        )
     if int(meta["version"]) > VERSION:
         raise StoreError(
             f"a bank of version {meta['version']}",
@@ -72,7 +80,7 @@ def wrapped(folder: Path) -> Iterator[None]:
     """SQLite's errors as ours."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         if isinstance(error, StoreError):
             raise
         text = str(error)

@@ -83,7 +83,10 @@ def _read_header(file: IO[bytes], name: str, where: str) -> Image.Image:
     reason = ""
     for identifier in [i for i in FORMATS if i in Image.OPEN]:
         factory, accept = Image.OPEN[identifier]
-        accepted = accept(prefix) if accept else identifier == "TGA" and name.lower().endswith(".tga")
+        try:
+            accepted = accept(prefix) if accept else identifier == "TGA" and name.lower().endswith(".tga")
+        except Exception:  # fewer bytes than it looks at
+            continue
         if not accepted or isinstance(accepted, str):
             continue
         file.seek(0)

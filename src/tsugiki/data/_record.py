@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from tsugiki.data import _fields
 from tsugiki.data.boxes import BoxCodec
 from tsugiki.errors import DataError
-from tsugiki.types import Box, BoxPart, ImagePart, Message, Part, Sample, TextPart
+from tsugiki.types import DEMO_FORMS, Box, BoxPart, DemoPart, ImagePart, Message, Part, Sample, TextPart
 
 ROLES = ("system", "user", "assistant")
 _KEYS = ("id", "messages", "task", "options", "meta")
-_PART_KEYS = {"text": ("type", "text"), "image": ("type", "image"), "box": ("type", "box", "image", "label")}
+_PART_KEYS = {
+    "text": ("type", "text"),
+    "image": ("type", "image"),
+    "demo": ("type", "image", "text", "form"),
+    "box": ("type", "box", "image", "label"),
+}
 
 
 def from_record(record: object, *, folder: Path, where: str, default_id: str = "") -> Sample:
@@ -77,12 +83,27 @@ def _part(value: object, folder: Path, where: str) -> Part:
         return TextPart(_fields.text(entry.get("text"), f"{where}.text"))
     if kind == "image":
         return ImagePart(_image_path(entry.get("image"), folder, f"{where}.image"))
+    if kind == "demo":
+        return _demo(entry, folder, where)
     image, label = entry.get("image", 0), entry.get("label")
     if not isinstance(image, int) or isinstance(image, bool) or image < 0:
         raise DataError(
             f"{image!r}", expected="the number of the box's picture, from 0", fix="Correct it.", where=f"{where}.image"
         )
     return BoxPart(_box(entry.get("box"), f"{where}.box"), image, None if label is None else _fields.text(label, where))
+
+
+def _demo(entry: Mapping[str, object], folder: Path, where: str) -> DemoPart:
+    form = entry.get("form", DEMO_FORMS[0])
+    if form not in DEMO_FORMS:
+        raise DataError(
+            f"unknown form {form!r}",
+            expected=f"one of {', '.join(DEMO_FORMS)}",
+            fix=_fields.nearest(form, DEMO_FORMS),
+            where=f"{where}.form",
+        )
+    said = _fields.text(entry.get("text"), f"{where}.text")
+    return DemoPart(_image_path(entry.get("image"), folder, f"{where}.image"), said, str(form))
 
 
 def _image_path(value: object, folder: Path, where: str) -> Path:

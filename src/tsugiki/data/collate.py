@@ -15,11 +15,13 @@ from torch import Tensor
 
 from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.branch import branch_of, number
+from tsugiki.data.demos import plain
 from tsugiki.data.images import MAX_PIXELS, image_size, open_image
 from tsugiki.data.prompt import IGNORE, Encoded, encode
+from tsugiki.data.said import ASKED, Reader, tensors
 from tsugiki.data.steps import marked, turns, weights
 from tsugiki.errors import ImageError, InputError, PromptError
-from tsugiki.types import BRANCHES, IMAGE, PAD, Batch, ImageSource, Sample
+from tsugiki.types import BRANCHES, DEMO, IMAGE, PAD, Batch, ImageSource, Message, Sample
 
 Side = Literal["left", "right"]
 
@@ -66,6 +68,8 @@ class Collator:
     """Those that the model tells apart: with any beside "image", a batch with pictures says which each row takes."""
     question: bool = False
     """The model decides on the branch by the question's words: batches mark them and name no branch."""
+    reader: Reader | None = None
+    """Of the words that a hub reads beside each picture."""
 
     def __call__(self, samples: Sequence[Sample | Item]) -> Batch:
         """One batch.
@@ -105,12 +109,12 @@ class Collator:
         needed = bool(sample.boxes) or self.tokens_of is not None
         sizes = [image_size(source, where=where) for source in sample.images] if needed else []
         steps = marked(sample, where=where) if self.labels else ()
+        messages = sample.messages if self.reader is not None else plain(sample.messages)
         encoded = encode(
-            sample.messages,
+            messages,
             self.tokenizer,
-            tokens_per_image=self.tokens_per_image if self.tokens_of is None else list(map(self.tokens_of, sizes)),
+            **self._pictures(messages, sizes),
             placeholder_id=self.placeholder_id,
-            image_kind=self.image_kind,
             sizes=sizes,
             codec=self.codec,
             labels=self.labels,
@@ -120,7 +124,18 @@ class Collator:
             max_length=self.max_length,
             where=where,
         )
+        if self.reader is not None and sample.images:
+            encoded = replace(encoded, said=self.reader(messages))
         return replace(encoded, step_weights=weights(sample, where=where)) if self.labels else encoded
+
+    def _pictures(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """How many tokens each picture takes, and of which kind."""
+        if self.reader is None or self.image_kind != IMAGE:
+            each = self.tokens_per_image if self.tokens_of is None else list(map(self.tokens_of, sizes))
+            return {"tokens_per_image": each, "image_kind": self.image_kind}
+        said, queries = self.reader(messages), self.reader.queries
+        kinds = [IMAGE if one.form == ASKED else DEMO for one in said]
+        return {"tokens_per_image": [one.tokens(queries) for one in said], "image_kind": kinds}
 
     @property
     def pad_id(self) -> int:
@@ -182,6 +197,8 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
         )
     told = kinds or any(pictures)
     first = [sum(pictures[:row]) for row in range(len(encoded))]
+    said = [one for e in encoded for one in e.said]
+    text, forms = tensors(said) if said else (None, None)
     shifted = [[i if i < 0 else i + at for i in e.image_index] for e, at in zip(encoded, first, strict=True)]
     return Batch(
         input_ids=rows([e.input_ids for e in encoded], pad_id),
@@ -189,6 +206,8 @@ def pad(encoded: Sequence[Encoded], *, pad_id: int, side: Side = "right", kinds:
         token_kind=rows([e.token_kind for e in encoded], PAD) if told else None,
         image_index=rows(shifted, -1) if told else None,
         labels=labels,
+        image_text=text,
+        image_form=forms,
         steps=steps,
         step_weights=_weights(encoded, steps) if steps is not None else None,
         question=rows([e.question or [] for e in encoded], 0) if any(e.question for e in encoded) else None,

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tsugiki.data._template import plain_messages
+from tsugiki.data.boxes import BoxCodec
+from tsugiki.data.images import image_size
 from tsugiki.data.schema import message_text
 from tsugiki.data.splits import THRESHOLD, sample_groups
 from tsugiki.errors import DataError, InputError, UnknownNameError
-from tsugiki.types import BoxPart, ImagePart, Message, Part, Sample
+from tsugiki.types import BoxPart, DemoPart, ImagePart, Message, Part, Sample, TextPart
 
 logger = logging.getLogger("tsugiki")
 
@@ -197,6 +200,53 @@ def answer_text(sample: Sample) -> str:
     if sample.answer is None:
         raise DataError("a sample without an answer", expected="labelled ones", where=sample.where or sample.id)
     return message_text(sample.answer)
+
+
+def full_text(sample: Sample, codec: BoxCodec | None = None) -> str:
+    """All that is said in a labelled sample, questions and answers, a line each: what a demonstration says.
+
+    Raises:
+        DataError: it has no answer.
+    """
+    answer_text(sample)
+    sizes = [image_size(source, where=sample.where) for source in sample.images] if sample.boxes else ()
+    plain = plain_messages(sample.messages, sizes=sizes, codec=codec, where=sample.where or sample.id)
+    return "\n".join(m["content"].strip() for m in plain if m["role"] != "system")
+
+
+def demo_of(sample: Sample, form: str, codec: BoxCodec | None = None) -> DemoPart:
+    """A labelled sample of one picture as a demonstration.
+
+    Raises:
+        DataError: no answer, or another number of pictures.
+    """
+    if len(sample.images) != 1:
+        raise DataError(
+            f"a demonstration with {len(sample.images)} pictures", expected="one", where=sample.where or sample.id
+        )
+    return DemoPart(sample.images[0], full_text(sample, codec), form)
+
+
+def shown(query: Sample, demos: Sequence[Sample], form: str, codec: BoxCodec | None = None) -> Sample:
+    """The query with demonstrations in front, the first of them next to the question, where samplers put the most alike
+    one. Without any it is the query itself, the same object."""
+    if not demos:
+        return query
+    parts = [demo_of(demo, form, codec) for demo in reversed(demos)]
+    return replace(query, messages=in_front(query.messages, parts))
+
+
+def plain(messages: Sequence[Message]) -> Sequence[Message]:
+    """Messages for a model without a hub: of a demonstration its picture and behind it its text, a line."""
+    if not any(isinstance(p, DemoPart) for m in messages for p in m.parts):
+        return messages
+
+    def parts_of(part: Part) -> tuple[Part, ...]:
+        if not isinstance(part, DemoPart):
+            return (part,)
+        return ImagePart(part.source), TextPart(f"{part.text}\n")
+
+    return [replace(m, parts=tuple(p for part in m.parts for p in parts_of(part))) for m in messages]
 
 
 def in_front(messages: Sequence[Message], parts: Sequence[Part]) -> tuple[Message, ...]:

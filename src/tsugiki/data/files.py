@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import IO, Any
 from tsugiki.errors import StoreError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_DAY = 86_400.0
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
 
 
 def sha256_file(path: str | Path) -> str:
@@ -66,6 +71,8 @@ def atomic_folder(path: str | Path, *, replaces: Collection[str] | None = None) 
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _bring_back(path)
+        sweep(path.parent, f".{glob.escape(path.name[:80])}.*", older=_DAY)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
@@ -87,6 +94,23 @@ def atomic_folder(path: str | Path, *, replaces: Collection[str] | None = None) 
             raise _store_error(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path, names: str = ".*", *, older: float = 0.0) -> None:
+    """Delete what killed writers left under temporary names in a folder.
+
+    Args:
+        names: a pattern that tells whose; the temporary ending is added.
+        older: seconds since the last change. 0 only where nobody else can be writing.
+    """
+    for left in (*folder.glob(f"{names}.part"), *folder.glob(f"{names}.old")):
+        with suppress(OSError):  # another process may have deleted it
+            if older and time.time() - left.stat().st_mtime < older:
+                continue
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
 
 
 def hold(file: IO[Any], *, found: str, expected: str, fix: str, where: str) -> None:
@@ -131,6 +155,12 @@ def _swap(new: Path, path: Path, replaces: Collection[str] | None) -> None:
     if not path.exists() and not path.is_symlink():
         new.replace(path)
         return
+    if path.is_dir() and not path.is_symlink() and replaces is not None:
+        for other in path.iterdir():  # linked, not moved: a process that is killed here has changed nothing
+            if other.name not in replaces and not (new / other.name).exists():
+                _link(other, new / other.name)
+    if _exchange(new, path):
+        return  # what was there has the temporary name now, under which the caller deletes it
     # A folder with content can't be replaced in one step: the old one is set aside, and comes back if the rename fails.
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".old", dir=path.parent))
     old = aside / "old"
@@ -141,14 +171,42 @@ def _swap(new: Path, path: Path, replaces: Collection[str] | None) -> None:
         except OSError:
             old.replace(path)
             raise
-        for other in old.iterdir() if replaces is not None and old.is_dir() and not old.is_symlink() else ():
-            if other.name not in (replaces or ()) and not (path / other.name).exists():
-                other.replace(path / other.name)
     except OSError:
         with suppress(OSError):
             aside.rmdir()  # only if it is empty: what could not be brought back stays in it
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system can't."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+
+
+def _bring_back(path: Path) -> None:
+    """A folder that a killed process had set aside, where names can't be swapped in one step."""
+    if not path.exists() and not path.is_symlink():
+        for old in path.parent.glob(f".{glob.escape(path.name[:80])}.*.old/old"):
+            old.replace(path)
+            return
+
+
+def _link(file: Path, to: Path) -> None:
+    if file.is_dir() and not file.is_symlink():
+        shutil.copytree(file, to, symlinks=True, copy_function=_link_file)
+    else:
+        _link_file(file, to)
+
+
+def _link_file(file: str | Path, to: str | Path) -> None:
+    try:
+        os.link(file, to, follow_symlinks=False)
+    except OSError:  # not every file system has hard links
+        shutil.copy2(file, to, follow_symlinks=False)
 
 
 def _sync(file: Path) -> None:

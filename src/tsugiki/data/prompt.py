@@ -24,6 +24,7 @@ from tsugiki.data._template import (
 )
 from tsugiki.data.boxes import BoxCodec
 from tsugiki.data.branch import question_span
+from tsugiki.data.said import Said
 from tsugiki.data.steps import ends, numbered
 from tsugiki.errors import PromptError, UnsupportedError
 from tsugiki.types import IMAGE, TEXT, ImagePart, Message, Segment, TextPart
@@ -49,6 +50,8 @@ class Encoded:
     """Of all steps, where they are not equal."""
     question: list[int] | None = None
     """1 at the words of the last user message, 0 elsewhere."""
+    said: tuple[Said, ...] = ()
+    """Of each picture, where a hub reads it."""
     positions: list[int] | None = None
     """From 0 in each of several documents (`data.packing`); None = one, from its start."""
 
@@ -87,7 +90,7 @@ def encode(
     *,
     tokens_per_image: int | Sequence[int],
     placeholder_id: int,
-    image_kind: int = IMAGE,
+    image_kind: int | Sequence[int] = IMAGE,
     sizes: Sequence[tuple[int, int]] = (),
     codec: BoxCodec | None = None,
     labels: bool = False,
@@ -104,7 +107,7 @@ def encode(
         tokenizer: of the LLM; without a chat template, "User: ...", "Assistant: ..." and the end-of-text token.
         tokens_per_image: visual tokens of one picture, or of each in order.
         placeholder_id: id at image positions; what counts there is the kind.
-        image_kind: kind of image positions.
+        image_kind: kind of image positions, or that of each picture in order.
         sizes: (width, height) of every picture, needed where there are boxes.
         codec: writes boxes, relative to the padded square of their picture.
         labels: also give labels: every assistant message and the token that ends its turn.
@@ -130,6 +133,7 @@ def encode(
     text = render(plain, tokenizer, **form)
     spans = list(answer_spans(text, plain, tokenizer, **form)) if labels else []
     tokens: list[_Token] = []
+    kinds = [image_kind] * count if isinstance(image_kind, int) else image_kind
     each = [tokens_per_image] * count if isinstance(tokens_per_image, int) else tokens_per_image
     for start, end, image in _pieces(text, marks, where):
         if image >= 0:
@@ -144,7 +148,7 @@ def encode(
         numbers = numbered([(t.start, t.end) for t in tokens], scored, spans, last)
     return Encoded(
         input_ids=[t.id for t in tokens],
-        token_kind=[TEXT if t.image < 0 else image_kind for t in tokens],
+        token_kind=[TEXT if t.image < 0 else kinds[t.image] for t in tokens],
         image_index=[t.image for t in tokens],
         labels=scored,
         steps=numbers,

@@ -26,7 +26,7 @@ from tsugiki.data.files import atomic_write
 from tsugiki.data.images import MAX_PIXELS, content_key, open_image
 from tsugiki.data.steps import marked, weights
 from tsugiki.errors import DataError, InputError
-from tsugiki.types import BoxPart, ImagePart, ImageSource, Message, Part, Sample, TextPart
+from tsugiki.types import BoxPart, DemoPart, ImagePart, ImageSource, Message, Part, Sample, TextPart
 
 __all__ = [
     "ROLES",
@@ -90,6 +90,9 @@ def to_record(sample: Sample, image: Mapping[int, str]) -> dict[str, Any]:
         for part in message.parts:
             if isinstance(part, TextPart):
                 content.append({"type": "text", "text": part.text})
+            elif isinstance(part, DemoPart):
+                content.append({"type": "demo", "image": image[count], "text": part.text, "form": part.form})
+                count += 1
             elif isinstance(part, ImagePart):
                 content.append({"type": "image", "image": image[count]})
                 count += 1

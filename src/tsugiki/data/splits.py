@@ -61,6 +61,7 @@ def split(
     *,
     near: int | None = THRESHOLD,
     stratum: Callable[[Sample], str] | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Splits:
     """Split samples so that every class is shared out alike and no picture is in two splits.
 
@@ -71,6 +72,7 @@ def split(
         seed: of the order in which groups are dealt.
         near: bits for `near_duplicate_groups`; None looks at equal pixels only.
         stratum: class of a sample; without it the answer's text where there are options, else the task.
+        groups: indices of samples that keep together, every index in one, where they are known; None looks for them.
 
     Raises:
         DataError: fractions that do not add up to 1, or fewer groups than splits.
@@ -84,18 +86,18 @@ def split(
             where="split",
         )
     stratum = stratum or _stratum
-    groups = sample_groups(samples, near)
-    if len(groups) < len(fractions):
+    kept = [list(group) for group in (sample_groups(samples, near) if groups is None else groups)]
+    if len(kept) < len(fractions):
         raise DataError(
-            f"{len(samples)} samples in {len(groups)} groups of like pictures, for {len(fractions)} splits",
+            f"{len(samples)} samples in {len(kept)} groups of like pictures, for {len(fractions)} splits",
             expected="at least one group a split",
             fix="Add pictures, ask for fewer splits, or use near=None where a fixed camera makes all alike.",
             where="split",
         )
-    parts = _deal(groups, [stratum(s) for s in samples], fractions, seed)
+    parts = _deal(kept, [stratum(s) for s in samples], fractions, seed)
     return Splits(
         {name: [samples[i] for i in sorted(members)] for name, members in parts.items()},
-        tuple(tuple(samples[i].id for i in g) for g in groups if len(g) > 1),
+        tuple(tuple(samples[i].id for i in g) for g in kept if len(g) > 1),
     )
 
 

@@ -82,6 +82,7 @@ tr.group th {{ color: var(--ink); padding-top: 20px; font-size: 1.02rem; border-
 details {{ margin: 14px 0; }} summary {{ cursor: pointer; padding: 6px 0; }}
 tr.quiet td {{ color: var(--soft); }}
 .scale {{ width: 150px; height: 22px; display: block; }}
+.wide {{ overflow-x: auto; }}
 .gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 16px; }}
 figure {{ margin: 0; background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: 10px; }}
 figure svg {{ display: block; width: 100%; height: auto; max-height: 300px; }}

@@ -63,7 +63,7 @@ def altered(sample: Sample, condition: str, strength: int, seed: int = 0) -> Sam
         if isinstance(part, ImagePart):
             rng = np.random.default_rng((seed, zlib.crc32(f"{condition} {sample.id} {len(pictures)}".encode())))
             pictures.append(alter(open_image(part.source), strength, rng))
-            return ImagePart(pictures[-1])
+            return replace(part, source=pictures[-1])
         if isinstance(part, BoxPart) and condition == "scale":
             return replace(part, box=scaled_box(part.box, image_size(sources[part.image]), strength))
         return part

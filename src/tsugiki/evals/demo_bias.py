@@ -2,7 +2,7 @@
 
 Balance of classes and sources in the bank and among what is shown; the share of answers that change when the same
 demonstrations stand in another order, or when one of them is left out; and what contextual calibration changes
-(`calibration.py`). A model that looks at the picture keeps its answer under the first.
+(`contextual.py`). A model that looks at the picture keeps its answer under the first.
 
 Shapes: n questions, k demonstrations of one.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from tsugiki.errors import DataError
 from tsugiki.evals import stats
-from tsugiki.evals.calibration import Calibrated
+from tsugiki.evals.contextual import Calibrated
 from tsugiki.evals.options import OptionScorer
 from tsugiki.evals.task import difference, picture_groups, short_answer
 from tsugiki.types import Sample, Score

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from tsugiki.configuration import CACHE, cache_of
 from tsugiki.data.collate import Item
+from tsugiki.data.demos import plain
 from tsugiki.data.prompt import IGNORE, Encoded
 from tsugiki.errors import DataError
-from tsugiki.types import TEXT, BoxPart, ImagePart, Message, Sample, TextPart
+from tsugiki.types import TEXT, BoxPart, DemoPart, ImagePart, Message, Sample, TextPart
 
 Normalise = Literal["sum", "mean"]
 
@@ -140,7 +141,7 @@ class OptionScorer:
 def without_pictures(sample: Sample) -> Sample:
     """The same conversation for a bare LLM: pictures, and boxes that refer to them, are left out."""
     messages = []
-    for message in sample.messages:
+    for message in plain(sample.messages):
         parts = tuple(p for p in message.parts if isinstance(p, TextPart))
         messages.append(Message(message.role, parts or (TextPart(""),)))
     return replace(sample, messages=tuple(messages))
@@ -151,7 +152,9 @@ def text_key(sample: Sample) -> tuple[object, ...]:
     parts: list[object] = []
     for message in sample.prompt:
         parts.append(message.role)
-        parts += [p.text if isinstance(p, TextPart) else type(p) for p in message.parts]
+        for p in message.parts:
+            said = (p.text, p.form) if isinstance(p, DemoPart) else type(p)
+            parts.append(p.text if isinstance(p, TextPart) else said)
     boxes = any(isinstance(p, BoxPart) for m in sample.prompt for p in m.parts)
     # A box is written relative to its picture: such a question is the sample's own.
     return (sample.options, *parts, sample.id if boxes else None)
@@ -176,7 +179,7 @@ class _Rows:
         ends = [len(row) - row[::-1].index(True) for row in labels]
         first = texts[0]
         return cls(
-            Encoded(first.input_ids[:cut], first.token_kind[:cut], first.image_index[:cut]),
+            Encoded(first.input_ids[:cut], first.token_kind[:cut], first.image_index[:cut], said=first.said),
             tuple(tuple(t.input_ids[cut:e]) for t, e in zip(texts, ends, strict=True)),
             tuple(tuple(row[cut:e]) for row, e in zip(labels, ends, strict=True)),
         )

@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from tsugiki.data.files import atomic_write
 from tsugiki.evals import _figures
 from tsugiki.evals._charts import Curve, Point, curves, interval, points, svg_uri
 from tsugiki.evals._figures import choose, plain
 from tsugiki.evals._html import Html, h, join, page
+from tsugiki.evals.calibration import confidences, reject_curve, reliability
 from tsugiki.evals.tables import HEADINGS, cells, markdown, number
 from tsugiki.evals.task import Answer
 from tsugiki.types import Proof, Score
@@ -26,6 +29,10 @@ TITLES = {
     "vqa": "Answering freely, word for word",
     "grounding": "Finding the place",
     "detection": "Finding everything",
+    "captions": "Captions",
+    "counting": "Counting",
+    "matching": "Telling a true caption from a false one",
+    "absent": "Saying what is not there",
     "wiki": "Text kept: loss on articles",
     "title_choice": "Text kept: choosing a title",
     "next_sentence": "Text kept: choosing the next sentence",
@@ -83,6 +90,7 @@ def render(report: Report) -> str:
     sections = (
         _scores(report.scores),
         _amounts(report.amounts),
+        _calibration(report.answers),
         _answers(report),
         _losses(report.losses),
         _proof(report.proof),
@@ -174,6 +182,32 @@ def _row(score: Score) -> Html:
     ]
     quiet = None if score.informative else "quiet"
     return h("tr", h("td", name, note, class_="name"), h("td", interval(score)), *columns, class_=quiet)
+
+
+def _calibration(answers: Sequence[Answer]) -> Html:
+    """Accuracy by confidence, and when unsure answers are left out, of closed decisions."""
+    kinds: dict[str, list[Answer]] = {}
+    for a in answers:
+        if a.probabilities and a.task == "decisions":
+            kinds.setdefault(a.sample.task, []).append(a)
+    trusted: dict[str, Curve] = {}
+    kept: dict[str, Curve] = {}
+    for kind, group in kinds.items():
+        sure = confidences([a.probabilities for a in group])
+        right = np.array([a.correct for a in group], dtype=np.float64)
+        trusted[kind] = [(b.confidence, b.accuracy) for b in reliability(sure, right)]
+        kept[kind] = reject_curve(sure, right)
+    if not kinds:
+        return Html("")
+    return join(
+        h("h2", "How far to trust a probability"),
+        h(
+            "p",
+            "Where probabilities are true, accuracy equals confidence. Below: the least sure answers left out first.",
+        ),
+        curves({"true": [(0.0, 0.0), (1.0, 1.0)], **trusted}, x_label="confidence", y_label="accuracy"),
+        curves(kept, x_label="share answered", y_label="accuracy"),
+    )
 
 
 def _answers(report: Report) -> Html:

@@ -1,8 +1,8 @@
 """Tasks: what is measured, found by file name in `tasks/`, and `evaluate`, which runs them.
 
 A task is a module with `VERSION: int`, `DESCRIPTION: str`, `select(samples)` and `measure(model, samples, settings)`;
-its name is the file's. One with `BY_NAME = True` runs only where it is named. A change of what a figure means raises
-VERSION, so that old figures are not compared with new.
+its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples. A
+change of what a figure means raises VERSION, so that old figures are not compared with new.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Settings:
     demos: Any = None
     """Puts demonstrations in front of what the model is asked (`studies.neighbours.BankDemos`); None = none."""
     calibrate: bool = False
-    """Closed-set answers without what the demonstrations alone make likely, see `calibration.py`; needs `demos`."""
+    """Closed-set answers without what the demonstrations alone make likely, see `contextual.py`; needs `demos`."""
     base: Any = None
     """The bare LLM, where the composite's text path is not exactly it (guarantee "bounded"); None looks for it."""
     limit: int | None = None
@@ -84,6 +84,8 @@ class Answer:
     """The bare LLM's answer to the same question without the picture."""
     probabilities: Mapping[str, float] = field(default_factory=dict)
     """Per option, in closed tasks."""
+    base_probabilities: Mapping[str, float] = field(default_factory=dict)
+    """The bare LLM's."""
     boxes: tuple[Box, ...] = ()
     gold_boxes: tuple[Box, ...] = ()
     numbers: tuple[int, ...] = ()
@@ -133,11 +135,13 @@ def load(name: str) -> Task:
     return cast(Task, importlib.import_module(f"tsugiki.evals.tasks.{name}"))
 
 
-def scorable(samples: Sequence[Sample]) -> list[str]:
-    """Tasks that can score any of the samples; those that run only where they are named are left out."""
+def scorable(samples: Sequence[Sample], limit: int | None = None) -> list[str]:
+    """Tasks that can score the samples, at most `limit` of each; those that run only where they are named, and those
+    that would have too few for an interval, are left out."""
     loaded = {name: load(name) for name in available()}
     usual = {n: t for n, t in loaded.items() if getattr(t, "NEEDS_SAMPLES", True) and not getattr(t, "BY_NAME", False)}
-    return [name for name, task in usual.items() if task.select(samples)]
+    counts = {name: len(task.select(samples)[:limit]) for name, task in usual.items()}
+    return [name for name, count in counts.items() if count >= getattr(usual[name], "NEEDED", 1)]
 
 
 def evaluate(model: Any, tasks: str | Sequence[str], data: Data | None = None, **settings: Any) -> list[Score]:

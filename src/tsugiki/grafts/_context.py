@@ -193,7 +193,7 @@ def _offsets(kinds: Tensor, images: Tensor, first: Tensor, wanted: Tensor) -> Te
     Raises:
         PromptError: an image has more or fewer placeholders than visual tokens.
     """
-    spliced = kinds == IMAGE
+    spliced = (kinds == IMAGE) | (kinds == DEMO)
     rank = spliced.long().cumsum(1) - 1  # [B, S] number of the image token within its row
     at_first = rank.gather(1, first.clamp(max=kinds.shape[1] - 1))  # [B, N]
     start = at_first.gather(1, images.clamp(min=0))

@@ -15,7 +15,7 @@ from tsugiki.decoder import DecoderSpec
 from tsugiki.grafts._base import Graft as Base
 from tsugiki.grafts._context import Context
 from tsugiki.grafts._sites import Site
-from tsugiki.types import IMAGE, VisualTokens
+from tsugiki.types import DEMO, IMAGE, VisualTokens
 
 PAPER = "arXiv:2310.03744"
 CODE = "https://github.com/haotian-liu/LLaVA"
@@ -30,7 +30,7 @@ class Config:
 def splice(
     embeddings: Tensor, visual: VisualTokens, token_kind: Tensor, image_index: Tensor, image_offset: Tensor
 ) -> Tensor:
-    """x[b, t] = visual[image_index[b, t], image_offset[b, t]] where the kind is image, else the word embedding.
+    """x[b, t] = visual[image_index[b, t], image_offset[b, t]] where the kind is image or demo, else the word embedding.
 
     Args:
         embeddings: float [B, T, D].
@@ -40,7 +40,8 @@ def splice(
         float [B, T, D].
     """
     rows = visual.tokens[image_index.clamp(min=0), image_offset]  # [B, T, D]
-    return torch.where((token_kind == IMAGE)[..., None], rows.to(embeddings.dtype), embeddings)
+    seen = (token_kind == IMAGE) | (token_kind == DEMO)
+    return torch.where(seen[..., None], rows.to(embeddings.dtype), embeddings)
 
 
 class Graft(Base):

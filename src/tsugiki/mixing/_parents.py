@@ -89,6 +89,7 @@ def _parent(folder: Path) -> Parent:
     if kind != "tsugiki" and kind is not None:
         return Parent(folder, _config(folder), Checkpoint(folder, LLM), name=folder.name)
     settings = store.settings_of(folder)
+    store.check_weights(folder, settings)
     inside = folder / store.BASE
     return Parent(
         folder,

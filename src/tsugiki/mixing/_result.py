@@ -65,8 +65,7 @@ def _write_graft(work: Path, own: Parent, parents: Sequence[Parent], entry: Make
         "mixed": dict(made),
     }
     settings["tsugiki"] = facts
-    text = json.dumps(settings, indent=1, ensure_ascii=False, default=str) + "\n"
-    (work / store.CONFIG).write_text(text, encoding="utf-8")
+    (work / store.CONFIG).write_text(store.config_text(settings), encoding="utf-8")
     (work / store.CARD).write_text(_graft_card(settings, made), encoding="utf-8")
 
 

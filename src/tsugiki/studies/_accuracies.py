@@ -13,7 +13,7 @@ import numpy as np
 from tsugiki.evals import stats
 from tsugiki.evals import task as tasks
 from tsugiki.evals._charts import Point
-from tsugiki.studies._cells import Cell, by_size, grouping
+from tsugiki.studies._cells import Cell, pictures_of
 from tsugiki.types import Score
 
 VERSION = 1
@@ -27,16 +27,16 @@ def scores_of(cells: Sequence[Cell]) -> list[Score]:
     The note gives the folds' figures and their unbiased variance.
     """
     scores = []
-    for size, group in by_size(cells).items():
-        arms, task = by_arm(group), f"fewshot/{size} pictures"
+    for size, group in _by_size(cells).items():
+        arms, task = _by_arm(group), f"fewshot/{size} pictures"
         for arm, own in arms.items():
             rows = [row for cell in own for row in cell["rows"]]
             right, base = _right(own), [row["base"] for row in rows]
             given = None if None in base else base
-            found = stats.score(task, f"accuracy of {arm}", right, given, groups=grouping(rows), version=VERSION)
+            found = stats.score(task, f"accuracy of {arm}", right, given, groups=pictures_of(rows), version=VERSION)
             scores.append(replace(found, note=_note(own)))
             scores += [
-                tasks.difference(task, f"{arm} minus {rival}", right, _right(arms[rival]), groups=grouping(rows))
+                tasks.difference(task, f"{arm} minus {rival}", right, _right(arms[rival]), groups=pictures_of(rows))
                 for rival in RIVALS
                 if rival in arms and rival != arm
             ]
@@ -46,10 +46,10 @@ def scores_of(cells: Sequence[Cell]) -> list[Score]:
 def points_of(cells: Sequence[Cell]) -> dict[str, list[Point]]:
     """Arm -> its accuracy by size, with the interval over pictures and each fold's figure."""
     points: dict[str, list[Point]] = {}
-    for size, group in by_size(cells).items():
-        for arm, own in by_arm(group).items():
+    for size, group in _by_size(cells).items():
+        for arm, own in _by_arm(group).items():
             rows = [row for cell in own for row in cell["rows"]]
-            found = stats.score("", "", _right(own), groups=grouping(rows))
+            found = stats.score("", "", _right(own), groups=pictures_of(rows))
             assert found.low is not None and found.high is not None
             points.setdefault(arm, []).append(
                 Point(size, found.value, found.low, found.high, tuple(map(accuracy, own)))
@@ -57,7 +57,7 @@ def points_of(cells: Sequence[Cell]) -> dict[str, list[Point]]:
     return points
 
 
-def by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Cells of each arm, in their order."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -81,3 +81,10 @@ def _note(cells: Sequence[Cell]) -> str:
         return listed
     variance = float(np.var(by_fold, ddof=1))
     return f"{listed}; their variance {variance:.5f}, standard deviation {variance**0.5:.3f}"
+
+
+def _by_size(cells: Sequence[Cell]) -> dict[int, list[Cell]]:
+    found: dict[int, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda c: (c["size"], c["fold"])):
+        found.setdefault(cell["size"], []).append(cell)
+    return found

@@ -12,7 +12,7 @@ from tsugiki.data.boxes import PaddedSquare
 from tsugiki.data.images import content_key, image_size
 from tsugiki.data.schema import message_text
 from tsugiki.errors import ImageError, InputError
-from tsugiki.evals.calibration import Calibrated
+from tsugiki.evals.contextual import Calibrated
 from tsugiki.evals.free import FreeAnswerer
 from tsugiki.evals.options import OptionScorer
 from tsugiki.studies.neighbours import BankDemos, Shown

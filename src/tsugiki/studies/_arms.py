@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tsugiki.data.demos import Groups, in_front
 from tsugiki.evals import yardsticks
@@ -24,7 +25,7 @@ from tsugiki.studies._draws import TASK
 from tsugiki.studies.neighbours import BankDemos, Form, Recent, pooled
 from tsugiki.training.recipe import Recipe
 from tsugiki.training.trainer import train
-from tsugiki.types import ImagePart, Part, Sample, TextPart
+from tsugiki.types import ImagePart, ImageSource, Part, Sample, TextPart
 
 Place = Callable[[Sample, Sequence[Sample]], Sample]
 """(question, its demonstrations, the most alike first) -> the question with these in front."""
@@ -59,16 +60,6 @@ class Draw:
         train(model, self.plan, self.folder / "run", data=learn, features=self.features, progress=False)
         return model
 
-    def grouped(self, place: Place) -> list[Sample]:
-        """Each labelled picture with 0 to `shown` of its nearest others in front, as the bank will show them; as often
-        drawn anew as the training comes back to it. First all of them alone, which a warm start looks at."""
-        encode = self.features or Recent(self.model)
-        vectors = np.stack([pooled(encode(s.images[0])) for s in self.labelled])
-        groups = Groups(samples=self.labelled, most=self.shown, sampler="nearest", vectors=vectors, seed=self.seed)
-        epochs = -(-(self.plan.stages[0].draws or 1) // len(groups))
-        drawn = [(e, groups(i, e)) for e in range(epochs) for i in range(len(groups))]
-        return list(self.labelled) + [replace(place(g.query, g.demos), id=f"{g.query.id} {e}") for e, g in drawn]
-
     def ask(self, model: Any, demos: BankDemos | None = None) -> list[str]:
         """The likeliest option for each test picture."""
         scorer = OptionScorer(model, features=self.features, demos=demos, batch_size=self.batch_size, tolerance=0.0)
@@ -97,6 +88,29 @@ def fine_tuning(draw: Draw) -> list[str]:
     return draw.ask(draw.trained())
 
 
+def grouped(
+    samples: Sequence[Sample],
+    encode: Callable[[ImageSource], Tensor],
+    plan: Recipe,
+    place: Place,
+    *,
+    most: int,
+    seed: int,
+) -> list[Sample]:
+    """Each sample with 0 to `most` of its nearest others in front, as a bank shows them; as often drawn anew as the
+    training comes back to it. First all of them alone, which a warm start looks at.
+
+    Args:
+        encode: picture -> tower outputs [P, V].
+        plan: what will be trained.
+    """
+    vectors = np.stack([pooled(encode(s.images[0])) for s in samples])
+    groups = Groups(samples=samples, most=most, sampler="nearest", vectors=vectors, seed=seed)
+    epochs = -(-(plan.stages[0].draws or 1) // len(groups))
+    drawn = [(e, groups(i, e)) for e in range(epochs) for i in range(len(groups))]
+    return [*samples, *(replace(place(g.query, g.demos), id=f"{g.query.id} {e}") for e, g in drawn)]
+
+
 def in_context(draw: Draw, place: Place, form: Form = "pictures") -> list[str]:
     """Trained with demonstrations in front, and asked with the nearest labelled pictures in front.
 
@@ -104,7 +118,9 @@ def in_context(draw: Draw, place: Place, form: Form = "pictures") -> list[str]:
         place: puts demonstrations in front of a question that is learned from.
         form: of those that the bank puts in front of a test picture.
     """
-    return draw.with_bank(draw.trained(draw.grouped(place)), form)
+    encode = draw.features or Recent(draw.model)
+    learn = grouped(draw.labelled, encode, draw.plan, place, most=draw.shown, seed=draw.seed)
+    return draw.with_bank(draw.trained(learn), form)
 
 
 def as_pictures(query: Sample, demos: Sequence[Sample]) -> Sample:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,10 @@ HOLD_FROM = 10
 """Training pictures from which on some of them choose the step count."""
 ALIKE = 0.5
 """Share of the samples in one group of like pictures above which the likeness is taken for that of a fixed camera."""
+
+Kin = Mapping[int, int]
+"""`id()` of a sample -> the number of its group: equal or nearly equal pictures have one."""
+_PARTS = ("train", "hold", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +61,15 @@ def divide(samples: Sequence[Sample], *, test: float = 0.25, hold: float = 0.2, 
         DataError: too few pictures, one class only, or equal pixels in two splits that the data names.
         ImageError: a picture can't be read.
     """
-    _refuse_too_little(samples)
-    notes = _about(samples)
+    refuse_too_little(samples)
+    notes = about(samples)
     parts = _named(samples)
     if parts is None:
         shares = {"train": (1 - test) * (1 - hold), "hold": (1 - test) * hold, "test": test}
-        parts = _dealt(samples, shares, seed, notes)
+        parts = _dealt(samples, shares, seed, alike(samples, notes))
     elif not parts["hold"]:
-        parts |= _dealt(parts["train"], {"train": 1 - hold, "hold": hold}, seed, [])
+        shares = {"train": 1 - hold, "hold": hold}
+        parts |= _dealt(parts["train"], shares, seed, alike(parts["train"], []))
     if len(_pictures([*parts["train"], *parts["hold"]])) < HOLD_FROM:
         parts = {"train": [*parts["train"], *parts["hold"]], "hold": [], "test": parts["test"]}
     if not parts["test"]:
@@ -75,14 +79,75 @@ def divide(samples: Sequence[Sample], *, test: float = 0.25, hold: float = 0.2, 
             fix="Add pictures that are not copies of each other.",
             where="data",
         )
-    missing = sorted({class_of(s) for s in samples if s.options} - {class_of(s) for s in parts["test"]})
-    if missing:
-        notes.append(f"Never tested, because too few different pictures show it: {', '.join(missing[:10])}.")
-    held = {id(s) for s in parts["hold"]}
-    learned = held | {id(s) for s in parts["train"]}
-    train = [s for s in samples if id(s) in learned]
-    hold_places = tuple(i for i, s in enumerate(train) if id(s) in held)
-    return Parts(train=train, hold=hold_places, test=parts["test"], notes=tuple(notes))
+    return _parts(samples, parts["hold"], parts["test"], [*notes, *_untested(samples, parts["test"])])
+
+
+def whole(samples: Sequence[Sample], kin: Kin, *, hold: float = 0.2, seed: int = 0) -> Parts:
+    """All samples to learn from and nobody to be asked; some of them choose the step count where there are enough."""
+    held = _held(samples, kin, hold, seed)
+    return _parts(samples, held, [], [])
+
+
+def fold(samples: Sequence[Sample], k: int, kin: Kin, *, hold: float = 0.2, seed: int = 0) -> list[Parts]:
+    """k divisions whose test parts hold every sample once: classes shared out alike, like pictures in one fold.
+
+    A class that the other folds do not show is learned and not asked, with all that looks like it.
+
+    Args:
+        kin: what keeps together, see `alike`.
+        hold: share of each division's training samples that chooses.
+
+    Raises:
+        DataError: fewer than 2 folds, or more than there are groups of like pictures.
+    """
+    groups = _groups(samples, kin)
+    if not 2 <= k <= len(groups):
+        raise DataError(
+            f"{k} folds of {len(groups)} different pictures",
+            expected=f"2 to {len(groups)} folds" if len(groups) > 1 else "2 different pictures or more",
+            fix="Choose another number of folds, or add pictures that are not copies of each other.",
+            where="folds",
+        )
+    dealt = splits.split(samples, {str(i): 1 / k for i in range(k)}, seed, stratum=class_of, groups=groups)
+    found = []
+    for asked in dealt.values():
+        own = {id(s) for s in asked}
+        known = {class_of(s) for s in samples if id(s) not in own}
+        back = {kin[id(s)] for s in asked if class_of(s) not in known}
+        test = [s for s in asked if kin[id(s)] not in back]
+        own = {id(s) for s in test}
+        train = [s for s in samples if id(s) not in own]
+        found.append(_parts(train, _held(train, kin, hold, seed), test, []))
+    return found
+
+
+def about_folds(samples: Sequence[Sample], folds: Sequence[Parts]) -> list[str]:
+    """What is told of them beside `about`."""
+    notes = _untested(samples, [s for parts in folds for s in parts.test])
+    if any(s.meta.get("split") for s in samples):
+        notes.append("The data names a split of its own; with folds every picture is asked, so it is not used.")
+    return notes
+
+
+def alike(samples: Sequence[Sample], notes: list[str]) -> Kin:
+    """The number of each sample's group of like pictures; `notes` gets a sentence where there are some.
+
+    Raises:
+        ImageError: a picture can't be read.
+    """
+    groups = splits.sample_groups(samples, splits.THRESHOLD)
+    largest = max(map(len, groups), default=0)
+    if len(groups) < len(_PARTS) or largest > ALIKE * len(samples):
+        groups = splits.sample_groups(samples, None)
+        notes.append(
+            "Most pictures look nearly the same (a fixed camera?): only equal ones were kept in one part, so near "
+            "duplicates may stand on both sides and the scores may be too good."
+        )
+    elif largest > 1:
+        several = [group for group in groups if len(group) > 1]
+        kept = sum(map(len, several))
+        notes.append(f"{kept} samples in {len(several)} groups of equal or nearly equal pictures: kept together.")
+    return {id(samples[i]): number for number, group in enumerate(groups) for i in group}
 
 
 def class_of(sample: Sample) -> str:
@@ -93,37 +158,52 @@ def class_of(sample: Sample) -> str:
     return str(sample.meta.get("category") or sample.task)
 
 
-def _dealt(
-    samples: Sequence[Sample], shares: Mapping[str, float], seed: int, notes: list[str]
-) -> dict[str, list[Sample]]:
+def _dealt(samples: Sequence[Sample], shares: Mapping[str, float], seed: int, kin: Kin) -> dict[str, list[Sample]]:
     """Parts by name; a class that no training sample has goes to the training, with all that looks like it."""
-    found = None
-    with suppress(DataError):  # all pictures are one group
-        found = splits.split(samples, shares, seed, stratum=class_of)
-    if found is None or max(map(len, found.groups), default=0) > ALIKE * len(samples):
-        found = splits.split(samples, shares, seed, near=None, stratum=class_of)
-        notes.append(
-            "Most pictures look nearly the same (a fixed camera?): only equal ones were kept in one part, so near "
-            "duplicates may stand on both sides and the scores may be too good."
-        )
-    elif found.groups:
-        kept = sum(map(len, found.groups))
-        notes.append(f"{kept} samples in {len(found.groups)} groups of equal or nearly equal pictures: kept together.")
-    group = {name: i for i, names in enumerate(found.groups) for name in names}
+    found = splits.split(samples, shares, seed, stratum=class_of, groups=_groups(samples, kin))
     parts = {name: list(found[name]) for name in shares}
     for name in shares:
         known = {class_of(s) for s in parts["train"]}
-        back = {group.get(s.id, s.id) for s in parts[name] if class_of(s) not in known}
-        parts["train"] += [s for s in parts[name] if group.get(s.id, s.id) in back]
-        parts[name] = [s for s in parts[name] if group.get(s.id, s.id) not in back]
+        back = {kin[id(s)] for s in parts[name] if class_of(s) not in known}
+        parts["train"] += [s for s in parts[name] if kin[id(s)] in back]
+        parts[name] = [s for s in parts[name] if kin[id(s)] not in back]
     return parts
+
+
+def _held(samples: Sequence[Sample], kin: Kin, hold: float, seed: int) -> list[Sample]:
+    """Those that choose; none where there are too few pictures."""
+    if len(_pictures(samples)) < HOLD_FROM or len(_groups(samples, kin)) < 2:
+        return []
+    return _dealt(samples, {"train": 1 - hold, "hold": hold}, seed, kin)["hold"]
+
+
+def _parts(samples: Sequence[Sample], hold: Sequence[Sample], test: Sequence[Sample], notes: Sequence[str]) -> Parts:
+    """Those that are not asked, in their order, with the places of the hold-out among them."""
+    asked, held = {id(s) for s in test}, {id(s) for s in hold}
+    train = [s for s in samples if id(s) not in asked]
+    places = tuple(i for i, s in enumerate(train) if id(s) in held)
+    return Parts(train=train, hold=places, test=list(test), notes=tuple(notes))
+
+
+def _groups(samples: Sequence[Sample], kin: Kin) -> list[list[int]]:
+    found: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        found.setdefault(kin[id(sample)], []).append(i)
+    return list(found.values())
+
+
+def _untested(samples: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+    missing = sorted({class_of(s) for s in samples if s.options} - {class_of(s) for s in test})
+    if not missing:
+        return []
+    return [f"Never tested, because too few different pictures show it: {', '.join(missing[:10])}."]
 
 
 def _named(samples: Sequence[Sample]) -> dict[str, list[Sample]] | None:
     """The parts that the data names; None where it does not name training and test."""
     if not all(s.meta.get("split") for s in samples):
         return None
-    parts: dict[str, list[Sample]] = {"train": [], "hold": [], "test": []}
+    parts: dict[str, list[Sample]] = {name: [] for name in _PARTS}
     for name, content in splits.by_meta(samples).items():
         low = name.lower()
         parts["train" if low.startswith("train") else "test" if low.startswith("test") else "hold"] += content
@@ -132,11 +212,12 @@ def _named(samples: Sequence[Sample]) -> dict[str, list[Sample]] | None:
     return parts if parts["train"] and parts["test"] else None
 
 
-def _refuse_too_little(samples: Sequence[Sample]) -> None:
+def refuse_too_little(samples: Sequence[Sample]) -> None:
+    """Raises DataError where there is nothing to train and to test on."""
     pictures = _pictures(samples)
     if len(pictures) < LEAST:
         raise DataError(
-            f"{len(pictures)} different pictures",
+            f"{len(pictures)} different picture{'s' * (len(pictures) != 1)}",
             expected=f"{LEAST} at the very least, {FEW} to 200 for a figure worth its name",
             fix="Add pictures.",
             where="data",
@@ -151,7 +232,7 @@ def _refuse_too_little(samples: Sequence[Sample]) -> None:
         )
 
 
-def _about(samples: Sequence[Sample]) -> list[str]:
+def about(samples: Sequence[Sample]) -> list[str]:
     """Few pictures, few of a class, mixed sizes."""
     notes = []
     pictures = _pictures(samples)

@@ -1,6 +1,7 @@
 """The weights that all arms of a comparison begin with: a saved graft, or a new one that learned to name pictograms.
 
-Without a training, the visual tokens of a new graft say nothing to the LLM, and no demonstration helps.
+Without a training, the visual tokens of a new graft say nothing to the LLM; and one that has never seen demonstrations
+does not use them for new classes (docs/results/bank_classes.md), so the start learns with and without them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from tsugiki import build, store
 from tsugiki.errors import InputError
 from tsugiki.studies import _draws
+from tsugiki.studies._arms import as_pictures, grouped
 from tsugiki.studies._build import VISION, build_model, load_graft
-from tsugiki.studies._cells import begin
 from tsugiki.studies._training import encode
+from tsugiki.studies.neighbours import Recent
 from tsugiki.training import recipe as recipes
 from tsugiki.training.recipe import Recipe
 from tsugiki.training.trainer import train
@@ -49,12 +51,17 @@ def made(
     method: str = "projector",
     vision: Any = VISION,
     steps: int = 100,
+    shown: int = 4,
     seed: int = 0,
     say: Say = print,
     **options: Any,
 ) -> Callable[[], Any]:
     """A new graft that learned to name the first pictograms of the table, none of the held-out classes; trained once,
-    below `folder`. With 0 steps it is new each time, and begins to learn by the recipe's warm start.
+    below `folder`.
+
+    Args:
+        steps: 0 = a new one each time, which begins to learn by the recipe's warm start.
+        shown: in front of a question stand 0 to so many other pictures with their names.
 
     Raises:
         InputError: a negative number of steps.
@@ -72,13 +79,12 @@ def made(
     if not steps:
         return new
     graft, plan = folder / "run" / "graft", plan_of(method, steps, seed)
-    content = {"base": str(base), "method": method, "vision": str(vision), "recipe": plan.to_yaml(), "options": options}
-    begin(folder, content)
-    if (folder / "run" / "result.json").is_file():  # written last
-        return saved(graft, base)
     samples = _draws.named_scenes(folder / "pictures", PICTURES, _draws.LEARNED, "train", seed)
     model = new()
     say(f"The start: a {method} graft learns to name {_draws.LEARNED} pictograms, {steps} steps")
     features = encode(model, samples, say)
+    if shown:
+        look = features or Recent(model)
+        samples = grouped(samples, look, plan, as_pictures, most=shown, seed=seed)
     train(model, plan, folder / "run", data=samples, features=features)
     return saved(graft, base)

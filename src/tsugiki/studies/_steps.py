@@ -19,6 +19,8 @@ from tsugiki.training.trainer import StepReport
 from tsugiki.types import Sample
 
 MARKS = 6
+PATIENCE = 3
+"""Marks in a row without a better one, after which a training is ended."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class HoldOut:
         marks: steps of the stage.
         folder: for `marks.json`, and for `best`, the saved graft of the best mark so far.
         keep: save the graft of the best mark.
+        patience: marks in a row that are no better than the best before, after which the training ends; None = never.
     """
 
     def __init__(
@@ -64,14 +67,16 @@ class HoldOut:
         folder: Path,
         *,
         keep: bool = False,
+        patience: int | None = None,
         batch_size: int = 8,
     ) -> None:
         self.model, self.samples, self.features, self.keep = model, samples, features, keep
-        self.marks, self.folder, self.batch_size = set(marks), folder, batch_size
+        self.marks, self.folder, self.patience, self.batch_size = set(marks), folder, patience, batch_size
 
-    def __call__(self, report: StepReport) -> None:
+    def __call__(self, report: StepReport) -> bool:
+        """Whether it is enough."""
         if report.step not in self.marks:
-            return
+            return False
         training = self.model.training
         self.model.eval()
         mark = self.measure(report.step)
@@ -81,6 +86,13 @@ class HoldOut:
         found = {m.step: m for m in [*self.found(), mark]}  # a continued training passes a mark once more
         ordered = [asdict(found[step]) for step in sorted(found)]
         atomic_write(self.folder / "marks.json", json.dumps(ordered, indent=1) + "\n")
+        return self.enough(report.step)
+
+    def enough(self, step: int) -> bool:
+        """Were the last `patience` marks up to `step` no better than the best one before them?"""
+        behind = [m for m in self.found() if m.step <= step]
+        best = max(behind, key=lambda m: m.rank, default=None)
+        return best is not None and self.patience is not None and behind.index(best) + self.patience < len(behind)
 
     def found(self) -> list[Mark]:
         """All marks so far, in order."""

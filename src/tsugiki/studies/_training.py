@@ -38,6 +38,10 @@ class Trained:
     """Nats per label token at each step of the one or two trainings."""
     seconds: float
     """In the training loops."""
+    tried: int = 0
+    """Steps of the training that chose; 0 where none did."""
+    limit: int = 0
+    """Steps that it could have had."""
 
 
 def encode(model: Any, samples: Sequence[Sample], tell: Tell, *, cache_limit: int | None = None) -> FeatureCache | None:
@@ -71,10 +75,13 @@ def train_chosen(
     *,
     features: FeatureCache | None,
     refit: bool = True,
+    patience: int | None = None,
     tell: Tell,
     progress: bool = False,
 ) -> Trained:
     """Train by a recipe whose step count the inner hold-out chooses, where there is a hold-out and one stage of steps.
+
+    The training that chooses ends early where the hold-out sees no gain any more; the recipe's steps are the most.
 
     The graft and the question that it was asked are saved in `folder/graft`; the choosing run is in `folder/choose`.
     The same call continues both.
@@ -82,6 +89,7 @@ def train_chosen(
     Args:
         refit: train again from the start, on all training samples, for the chosen steps; False keeps the weights of
             the best mark.
+        patience: marks without a better one, after which it ends; None = never before the last step.
 
     Raises:
         RecipeError, DataError, StoreError: as `training.trainer.train`.
@@ -91,16 +99,18 @@ def train_chosen(
     stage = plan.stages[0]
     marks: tuple[Mark, ...] = ()
     losses: dict[str, tuple[float, ...]] = {}
-    steps, seconds = 0, 0.0
+    steps, tried, seconds = 0, 0, 0.0
     if parts.hold and len(plan.stages) == 1 and stage.steps:
         keeps = {"projector": 0.0, **stage.parts}
         fresh = {name: v.detach().clone() for name, v in trained.trained_tensors(model, keeps).items()}
-        hold = HoldOut(model, parts.held, features, marks_of(stage.steps), folder / "choose", keep=not refit)
+        hold = HoldOut(
+            model, parts.held, features, marks_of(stage.steps), folder / "choose", keep=not refit, patience=patience
+        )
         tell(f"Training on {len(parts.inner)} samples; {len(parts.held)} others choose the step count")
         first = train(model, plan, folder / "choose", data=parts.inner, on_step=hold, **given)
         marks, best = tuple(hold.found()), hold.best()
         assert best is not None, "the last step is a mark"
-        losses["choosing"], seconds, steps = first.losses, first.seconds, best.step
+        losses["choosing"], seconds, steps, tried = first.losses, first.seconds, best.step, first.steps
         if not refit:
             hold.restore()
             model.save(graft)
@@ -114,7 +124,8 @@ def train_chosen(
     if (asked := _asked.asked_of(parts.train)) is not None:
         _asked.write(graft, asked)
     model.config.name_or_path = str(graft)
-    return Trained(graft=graft, steps=steps, marks=marks, losses=losses, seconds=seconds)
+    limit = stage.steps or 0 if marks else 0
+    return Trained(graft=graft, steps=steps, marks=marks, losses=losses, seconds=seconds, tried=tried, limit=limit)
 
 
 def _put(model: Any, tensors: Mapping[str, Tensor], keeps: Mapping[str, float]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tsugiki.evals import stats
 from tsugiki.evals.task import Answer, picture_groups
+from tsugiki.studies._training import Trained
 from tsugiki.types import Proof, Score
 
 HEADLINES = {"accuracy": "", "Acc@0.5": " (boxes)", "exact match": " (free answers, word for word)"}
+"""Of each kind of question the figure that stands for it, a share of right answers; and how it is told."""
 SIMPLE = {
     "probe": "a linear probe on the same picture features",
     "k-NN": "the vote of the nearest training pictures",
@@ -46,6 +48,28 @@ def beside(what: str, one: tuple[str, Sequence[Answer]], other: tuple[str, Seque
     return f"{what}, the same {len(shared)} items: {', '.join(shares)}; difference {points}."
 
 
+def trained(done: Trained, held: int, learned: int, refit: bool) -> str:
+    """How many steps, what chose them, and when and why the training that chose was ended.
+
+    Args:
+        held: samples of the inner hold-out.
+        learned: samples that the saved graft learned from.
+        refit: whether it was trained again on all of them.
+    """
+    if not done.marks:
+        return f"Trained for {done.steps} steps, as the recipe says; nothing chose the number."
+    tried = ", ".join(str(mark.step) for mark in done.marks)
+    again = f"then trained again on all {learned}" if refit else "with those weights"
+    said = f"Trained for {done.steps} steps: {held} inner held-out samples chose it of {tried}, {again}."
+    if done.tried < done.limit:
+        later = sum(mark.step > done.steps for mark in done.marks)
+        return (
+            f"{said} The search was stopped early, at step {done.tried} of {done.limit} at most: {later} evaluations "
+            f"in a row were no better than that of step {done.steps}."
+        )
+    return f"{said} It was not stopped before the last of {done.limit} steps."
+
+
 def _headline(score: Score) -> str:
     share = f"{_percent(score.value)} right{_between(score.low, score.high)}"
     rivals = [f"the bare LLM without the picture {_percent(score.base)}"] if score.base is not None else []
@@ -69,9 +93,24 @@ def _rivals(score: Score, scores: Sequence[Score]) -> Iterator[str]:
         elif paired is not None:
             lead += f", though these {score.n} items do not tell the two apart"
         yield f"{lead}. {ADVICE}"
+    elif (even := _even(score, minus)) is not None:
+        yield even
     constant = minus.get("constant")
     if constant is not None and constant.low is not None and constant.low <= 0:
         yield f"{score.task}: it is not shown to be better than always giving the commonest answer."
+
+
+def _even(score: Score, minus: Mapping[str, Score]) -> str | None:
+    """The graft is ahead of the best simpler learner, but not by more than the interval."""
+    simple = {name: value for name, value in score.yardsticks.items() if name in SIMPLE and name in minus}
+    if not simple:
+        return None
+    name = max(simple, key=simple.__getitem__)
+    gap = minus[name]
+    if gap.low is None or gap.high is None or gap.low > 0:
+        return None
+    ahead = f"{100 * gap.value:+.1f} points, paired 95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+    return f"{score.task}: these {score.n} items do not tell the graft and {SIMPLE[name]} apart ({ahead})."
 
 
 def _proven(proof: Proof) -> str:

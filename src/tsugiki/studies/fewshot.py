@@ -1,7 +1,7 @@
 """`tsugiki fewshot`: what 5, 10, 20, 50 or 100 labelled pictures are good for, by training, by a demo bank, by a probe.
 
     <out>/  study.json  cells/fine-tuning-10-0.json (arm, size, fold)  runs/fine-tuning-10-0/ (its training, its bank)
-            fewshot.json  fewshot.html  fewshot.md
+            curve.json, .html, .md, .png
 
 Each fold draws its labelled pictures, with the classes as balanced as can be; its larger sizes hold the smaller ones.
 All arms of a size and fold get the same labelled pictures, and everyone is asked about the same test pictures. A
@@ -13,33 +13,29 @@ figures is what another draw of labelled pictures changes.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from tsugiki import extras, store
-from tsugiki.data.files import atomic_write
+from tsugiki import store
 from tsugiki.data.images import content_key
 from tsugiki.errors import UnknownNameError
-from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
 from tsugiki.evals._charts import Point
 from tsugiki.evals.options import OptionScorer, without_pictures
-from tsugiki.evals.tables import records, table
-from tsugiki.studies import _draws
-from tsugiki.studies._accuracies import accuracy, by_arm, points_of, scores_of
+from tsugiki.evals.tables import table
+from tsugiki.studies import _amounts, _draws
+from tsugiki.studies._accuracies import points_of, scores_of
 from tsugiki.studies._arms import ARMS, Draw
-from tsugiki.studies._cells import Cell, begin, keep, known
+from tsugiki.studies._cells import Cell, Cells
 from tsugiki.studies._draws import Few
+from tsugiki.studies._making import need
 from tsugiki.studies._training import encode, startable
-from tsugiki.studies.fit import NEEDED
 from tsugiki.training import recipe as recipes
 from tsugiki.training import sources
 from tsugiki.training.recipe import Recipe
@@ -106,17 +102,14 @@ def fewshot(
     check(few, sizes, folds, arms)
     plan = recipes.load(recipe, [f"seed={seed}", *overrides])
     drawn, apart = _draws.draws(few, max(sizes), folds, seed)
-    run = _Run(few, start, plan, Path(out), drawn, shown, seed, batch_size, say)
-    begin(run.out, run.content | {"folds": folds, "folds apart": apart})
-    jobs = [(arm, size, fold) for size in sorted(set(sizes)) for fold in range(folds) for arm in dict.fromkeys(arms)]
-    cells = {job: cell for job in jobs if (cell := known(run.file(*job))) is not None}
-    for job in jobs:
-        if job not in cells:
-            cells[job] = run.cell(*job)
-            keep(run.file(*job), cells[job])
-            say(_told(cells[job], len(cells), [j for j in jobs if j not in cells], list(cells.values())))
+    run = _Run(few, start, plan, drawn, shown, seed, batch_size, say)
+    jobs = [(size, fold, arm) for size in sorted(set(sizes)) for fold in range(folds) for arm in dict.fromkeys(arms)]
+    cells = Cells(Path(out), run.content | {"folds": folds, "folds apart": apart}, len(jobs), say)
+    for size, fold, arm in jobs:
+        name = f"{arm.replace(' ', '-')}-{size}-{fold}"
+        cells(name, partial(run.cell, arm, size, fold), arm=arm, size=size, fold=fold)
     about = {"folds": folds, "folds apart": apart, "demonstrations": shown, "seed": seed, "recipe": plan.name or "own"}
-    return _written(run, [cells[job] for job in jobs], about)
+    return _written(run, cells, about)
 
 
 def check(few: Few, sizes: Sequence[int], folds: int, arms: Sequence[str]) -> None:
@@ -127,8 +120,7 @@ def check(few: Few, sizes: Sequence[int], folds: int, arms: Sequence[str]) -> No
         UnknownNameError: an unknown arm.
         MissingExtraError: the extra `train` or `eval` is not installed.
     """
-    for package, extra in NEEDED:
-        extras.require(package, extra=extra)
+    need()
     for arm in arms:
         if arm not in ARMS:
             raise UnknownNameError("arm", arm, ARMS)
@@ -143,14 +135,13 @@ class _Run:
         few: Few,
         start: Callable[[], Any],
         plan: Recipe,
-        out: Path,
         drawn: Sequence[Sequence[Sample]],
         shown: int,
         seed: int,
         batch_size: int,
         say: Callable[[str], None],
     ) -> None:
-        self.few, self.start, self.plan, self.out, self.drawn = few, start, plan, out, drawn
+        self.few, self.start, self.plan, self.drawn = few, start, plan, drawn
         self.shown, self.seed, self.batch_size, self.say = shown, seed, batch_size, say
 
     @cached_property
@@ -184,10 +175,7 @@ class _Run:
             "test": sources.digest(self.few.test),
         }
 
-    def file(self, arm: str, size: int, fold: int) -> Path:
-        return self.out / "cells" / f"{_place(arm, size, fold)}.json"
-
-    def cell(self, arm: str, size: int, fold: int) -> Cell:
+    def cell(self, arm: str, size: int, fold: int, folder: Path) -> Cell:
         """One arm, size and fold."""
         started, labelled = time.monotonic(), self.drawn[fold][:size]
         draw = Draw(
@@ -197,7 +185,7 @@ class _Run:
             model=self.model,
             features=self.features,
             plan=startable(self.plan, labelled, self.say),
-            folder=self.out / "runs" / _place(arm, size, fold),
+            folder=folder,
             shown=self.shown,
             classes=self.few.classes,
             seed=self.seed + fold,
@@ -214,26 +202,14 @@ class _Run:
             }
             for s, text, other in zip(self.few.test, said, base, strict=True)
         ]
-        facts = {"classes": len({tasks.short_answer(s) for s in labelled})}
-        return {"arm": arm, "size": size, "fold": fold, **facts, "seconds": time.monotonic() - started, "rows": rows}
+        seconds, right = time.monotonic() - started, sum(bool(row["right"]) for row in rows)
+        self.say(f"{arm}, {size} pictures, fold {fold + 1}: {right} of {len(rows)} right, in {clock(seconds)}")
+        return {"classes": len({tasks.short_answer(s) for s in labelled}), "seconds": seconds, "rows": rows}
 
 
-def _place(arm: str, size: int, fold: int) -> str:
-    return f"{arm.replace(' ', '-')}-{size}-{fold}"
-
-
-def _told(cell: Cell, done: int, todo: Sequence[tuple[str, int, int]], cells: Sequence[Cell]) -> str:
-    """A line about a finished cell, and how long the others will take if they are like those of their arm."""
-    seconds = {arm: float(np.mean([c["seconds"] for c in own])) for arm, own in by_arm(cells).items()}
-    usual = float(np.mean(list(seconds.values())))
-    left = clock(sum(seconds.get(arm, usual) for arm, _, _ in todo))
-    what = f"{cell['arm']}, {cell['size']} pictures, fold {cell['fold'] + 1}"
-    return f"{done} of {done + len(todo)}: {what}: {accuracy(cell):.3f} in {clock(cell['seconds'])}; {left} left"
-
-
-def _written(run: _Run, cells: list[Cell], about: Mapping[str, object]) -> FewshotResult:
-    """The table and the curve as JSON, HTML and Markdown."""
-    few, scores, points = run.few, scores_of(cells), points_of(cells)
+def _written(run: _Run, cells: Cells, about: Mapping[str, object]) -> FewshotResult:
+    """The table and the curve."""
+    few, scores, points = run.few, scores_of(cells.done), points_of(cells.done)
     facts = {
         "data": f"{few.name}, {len(few.test)} test pictures, {len(few.pool)} to draw from",
         "classes": ", ".join(few.classes),
@@ -243,15 +219,7 @@ def _written(run: _Run, cells: list[Cell], about: Mapping[str, object]) -> Fewsh
         "steps": run.plan.stages[0].steps,
         **about,
     }
-    content = {
-        "facts": facts,
-        "scores": records(scores),
-        "points": {arm: [asdict(p) for p in line] for arm, line in points.items()},
-        "seconds": {_place(c["arm"], c["size"], c["fold"]): round(c["seconds"], 1) for c in cells},
-    }
-    atomic_write(run.out / "fewshot.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    title = f"Few labels: {few.name}"
-    page = reports.Report(title=title, findings=few.notes, scores=scores, amounts=points, facts=facts)
-    reports.write(page, run.out / "fewshot.md")
-    report = reports.write(page, run.out / "fewshot.html")
-    return FewshotResult(scores=scores, points=points, cells=cells, out=run.out, report=report)
+    # The data's name may be in letters that the plot's font has not: it stands in the facts.
+    _amounts.write(cells.folder, "Few labels", scores, points, facts, few.notes)
+    report = cells.folder / "curve.html"
+    return FewshotResult(scores=scores, points=points, cells=cells.done, out=cells.folder, report=report)

@@ -2,6 +2,7 @@
 
     <out>/  graft/  proof.json  report.html  scores.json  data/train.jsonl  data/test.jsonl
             the training's own files, and choose/, the training that chose the step count
+            folds/ (k-fold scores, see `_cells`)  methods/ (the choice between methods, see `_choice`)
 
 The same call continues a run that was stopped.
 """
@@ -10,33 +11,36 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from tsugiki import build, extras
 from tsugiki.data import schema
 from tsugiki.data.files import atomic_write
 from tsugiki.evals import proof as proofs
 from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
 from tsugiki.evals.tables import records, table
-from tsugiki.studies import _own
-from tsugiki.studies._build import VISION, build_model, quiet_bars
-from tsugiki.studies._divide import Parts, divide
-from tsugiki.studies._training import Trained, encode, startable, train_chosen
-from tsugiki.studies._words import sentences
-from tsugiki.training import recipe as recipes
+from tsugiki.studies import _choice, _own
+from tsugiki.studies._build import quiet_bars
+from tsugiki.studies._cells import TASKS, Cell, answers_of, by_class, scores_of
+from tsugiki.studies._choice import Choice
+from tsugiki.studies._divide import Parts
+from tsugiki.studies._making import Maker, need, tell_all, teller
+from tsugiki.studies._plan import Plan
+from tsugiki.studies._steps import PATIENCE
+from tsugiki.studies._training import Trained
+from tsugiki.studies._words import sentences, trained
+from tsugiki.training.limits import Retention
 from tsugiki.training.recipe import Recipe
 from tsugiki.types import Proof, Sample, Score
 
-STEPS = 150
-"""At most so many, where no recipe is given: a few hundred pictures teach no more after that."""
-NEEDED = (("accelerate", "train"), ("sklearn", "eval"), ("scipy", "eval"), ("statsmodels", "eval"))
+BUDGET = 0.05
+"""Nats a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +53,16 @@ class FitResult:
     report: Path
     proof: Proof
     scores: list[Score]
-    """On the held-out pictures, beside yardsticks and the bare LLM."""
+    """On the held-out pictures, beside yardsticks and the bare LLM; with folds, on all of them."""
     findings: tuple[str, ...]
     """What to know, in sentences; the unflattering ones too."""
     trained: Trained
     sizes: Mapping[str, int]
-    """Samples: train, of these hold (the inner hold-out), test."""
+    """Samples: train, of these hold (the inner hold-out), test (with folds, all that were asked)."""
     seconds: float
     model: Any
+    choice: Choice | None = None
+    """Of the method, where there were several."""
 
     @property
     def holds(self) -> bool:
@@ -80,7 +86,12 @@ def fit(
     overrides: Sequence[str] = (),
     question: str | None = None,
     test: float = 0.25,
+    folds: int = 0,
+    inner: int = 3,
     refit: bool = True,
+    patience: int | None = PATIENCE,
+    budget: float = BUDGET,
+    texts: str | Path | None = None,
     answers: int = 20,
     tokenizer: Any = None,
     cache_limit: int | None = None,
@@ -92,19 +103,29 @@ def fit(
     """Split, train, prove, score, report.
 
     Args:
-        data: one folder of pictures for each class, a CSV, COCO or LLaVA JSON, a JSONL, or samples.
+        data: one folder of pictures for each class, a CSV, COCO, LLaVA or Label Studio JSON, a folder of VOC or YOLO, a
+            JSONL, or samples.
         base: an asset, folder or hub id of an LLM, or the object.
-        method: one of `tsugiki.methods()`, or several, stacked in their order.
+        method: one of `tsugiki.methods()`, or several, stacked in their order. To choose: names with commas between
+            ("projector,wings"; stacks as "wings+lynx"), or "auto".
         vision: an asset, folder, hub id or tower; None = efficientnet-lite0.
         out: the run's folder.
         recipe: a name, file, dict or Recipe with one data source; None = the method's own, with at most 150 steps.
         overrides: `steps=60`, `batch_size=8`: changes of the recipe.
         question: for data with labels or boxes only; in any language.
-        test: share of the samples that is asked at the end, unless the data names its own split.
+        test: share of the samples that is asked at the end, unless the data names its own split or there are folds.
+        folds: of k folds each is asked by a graft that learned from the others, so that every picture is asked once;
+            the graft that is saved learned from all. 0 = one split.
+        inner: folds of the training samples on which methods are compared.
         refit: after the inner hold-out has chosen the step count, train once more on all training samples; False keeps
             the weights of the best mark, which takes about half the time.
+        patience: marks in a row without a better one on the inner hold-out, after which a training ends; None = never
+            before the recipe's last step.
+        budget: of methods to choose from that train the LLM: how far its text loss may rise, in nats a token, by the
+            upper end of the 95 % interval.
+        texts: a file of texts to measure that on, with blank lines between them; None = articles of the asset `wiki`.
         answers: whole answers that the proof compares.
-        tokenizer: for a base given as an object.
+        tokenizer: for a base given as an object. With folds or several methods, trainings use copies of the object.
         cache_limit: bytes of the folder of tower outputs; None = no limit.
         seed: of split, order of samples and yardsticks.
         progress: tell on standard error how far it is.
@@ -114,61 +135,62 @@ def fit(
 
     Raises:
         DataError, BoxError, ImageError: the data can't be used; one line says where.
-        RecipeError: the recipe can't be run, or another run stands in `out`.
+        RecipeError: the recipe can't be run, another run stands in `out`, or no method keeps to the budget.
         InputError, UnknownNameError, UnsupportedError, AssetError, StoreError: as what is called.
     """
-    started, folder, tell = time.monotonic(), Path(out), say or _teller(progress)
-    for package, extra in NEEDED:  # not after half an hour of training
-        extras.require(package, extra=extra)
-    plan = _plan(recipe, method, seed, overrides)
+    started, tell = time.monotonic(), say or teller(progress)
+    need()
+    maker = Maker(
+        base=base, vision=vision, tokenizer=tokenizer, recipe=recipe, overrides=overrides, options=options, refit=refit,
+        patience=patience, cache_limit=cache_limit, seed=seed, progress=progress, tell=tell,
+    )  # fmt: skip
+    found, limits = _choice.candidates(method), Retention(budget=budget, texts=None if texts is None else Path(texts))
+    _choice.check(maker, found, limits)
+    plan = Plan(maker=maker, methods=found, limits=limits, inner=inner, folder=Path(out))
     own = _own.read(data, question=question)
-    parts = divide(own.samples, test=test, seed=seed)
-    sizes = {"train": len(parts.train), "hold": len(parts.hold), "test": len(parts.test)}
-    notes = [*_left_out(own), *parts.notes]
-    tell(f"{own.kind}: {sizes['train']} samples to learn from, {sizes['test']} held out to be asked at the end")
-    _tell_all(tell, notes)
-    if plan.model.grafts == ((method,) if isinstance(method, str) else tuple(method)):
-        options = {**plan.model.options, **options}
-    model = build_model(base, method, vision or VISION, tokenizer=tokenizer, say=tell, **options)
-    if model.frontend.places is None:  # places need no words, and are nothing without a warm start
-        plan = startable(plan, parts.inner, tell)
-    _keep_data(folder, parts)
-    features = encode(model, [*parts.train, *parts.test], tell, cache_limit=cache_limit)
-    done = train_chosen(model, plan, parts, folder, features=features, refit=refit, tell=tell, progress=progress)
+    tell(own.found)
+    plan.divide(own.samples, test=test, folds=folds)
+    tell_all(tell, notes := [*own.notes, *plan.notes])
+    if not folds:
+        tell(f"{len(plan.parts.train)} samples to learn from, {len(plan.parts.test)} held out to be asked at the end")
+    cells = plan.folds(own.samples)
+    chosen, choice = plan.choose(plan.parts.train, plan.folder / "methods")
+    made = maker.train(chosen, plan.parts, plan.folder, last=True)
+    schema.write(plan.folder / "data" / "train.jsonl", plan.parts.train)
+    if plan.parts.test:
+        schema.write(plan.folder / "data" / "test.jsonl", plan.parts.test)
     tell("Proof: the LLM with the graft against the LLM as it was")
     with quiet_bars():
-        proof = proofs.verify(model, answers=answers, seed=seed, out=folder / "proof.json")
-    results = judge(model, parts, features, seed=seed)
-    scores = [s for r in results.values() for s in r.scores]
-    found = [*sentences(scores, proof), _chosen(done, parts, refit)]
-    if not scores:
-        found.append("No question in the data has one right answer, so nothing was scored.")
-    _tell_all(tell, found)
-    facts = _facts(data, own, model, sizes, done, seed) | {"seconds": round(time.monotonic() - started)}
-    report = reports.Report(
-        title=f"{Path(data).name if isinstance(data, str | Path) else 'Own pictures'}: what was learned",
-        findings=[*found, *notes],
-        scores=scores,
-        answers=[a for r in results.values() for a in r.answers],
-        losses={name: list(enumerate(values, 1)) for name, values in done.losses.items()},
-        proof=proof,
-        facts=facts,
-    )
-    content = {"facts": facts, "findings": report.findings, "scores": records(scores)}
-    content["marks"] = [asdict(mark) for mark in done.marks]
-    atomic_write(folder / "scores.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
-    return FitResult(
-        out=folder,
-        graft=done.graft,
-        report=reports.write(report, folder / "report.html"),
+        proof = proofs.verify(made.model, answers=answers, seed=seed, out=plan.folder / "proof.json")
+    scores, said = _scored(made.model, made.features, plan, cells, own.samples)
+    result = FitResult(
+        out=plan.folder,
+        graft=made.done.graft,
+        report=plan.folder / "report.html",
         proof=proof,
         scores=scores,
-        findings=tuple(report.findings),
-        trained=done,
-        sizes=sizes,
+        findings=(*_findings(plan, scores, proof, cells, choice, made.done, refit), *notes),
+        trained=made.done,
+        sizes=plan.sizes,
         seconds=time.monotonic() - started,
-        model=model,
+        model=made.model,
+        choice=choice,
     )
+    tell_all(tell, result.findings[: len(result.findings) - len(notes)])
+    title = f"{Path(data).name if isinstance(data, str | Path) else 'Own pictures'}: what was learned"
+    _write(result, title, said, _facts(data, own, result, folds, seed))
+    return result
+
+
+def _scored(
+    model: Any, features: Any, plan: Plan, cells: Sequence[Cell], samples: Sequence[Sample]
+) -> tuple[list[Score], list[tasks.Answer]]:
+    """Scores and answers: of the folds where there are some, else of the saved graft on the test samples."""
+    if cells:
+        rows = [row for cell in cells for row in cell["rows"]]
+        return [*scores_of(cells), *by_class(cells, samples)], answers_of(rows, samples)
+    results = judge(model, plan.parts, features, seed=plan.maker.seed)
+    return [s for r in results.values() for s in r.scores], [a for r in results.values() for a in r.answers]
 
 
 def judge(model: Any, parts: Parts, features: Any, *, seed: int = 0, **settings: Any) -> dict[str, tasks.Result]:
@@ -183,58 +205,65 @@ def judge(model: Any, parts: Parts, features: Any, *, seed: int = 0, **settings:
     return tasks.measure(model, names, parts.test, **{**common, **settings}) if names else {}
 
 
-def _plan(recipe: Any, method: str | Sequence[str], seed: int, overrides: Sequence[str]) -> Recipe:
-    """The recipe: the method's own is cut to what own pictures need."""
-    if recipe is not None:
-        return recipes.load(recipe, [f"seed={seed}", *overrides])
-    own = build.preset(method if isinstance(method, str) else method[-1]).recipe
-    return recipes.load(own, [f"seed={seed}", f"steps={STEPS}", *overrides])
+def _findings(
+    plan: Plan, scores: Sequence[Score], proof: Proof, cells: Sequence[Cell], choice: Choice | None, done: Trained,
+    refit: bool,
+) -> list[str]:  # fmt: skip
+    found = sentences(scores, proof)
+    if cells:
+        found += _about_folds(plan, cells)
+    found += choice.sentences if choice is not None else ()
+    found.append(trained(done, len(plan.parts.hold), len(plan.parts.train), refit))
+    if not scores:
+        found.append("No question in the data has one right answer, so nothing was scored.")
+    return found
 
 
-def _teller(progress: bool) -> Callable[[str], None]:
-    console = Console(stderr=True, quiet=not progress)
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _about_folds(plan: Plan, cells: Sequence[Cell]) -> list[str]:
+    asked = plan.sizes["test"]
+    found = [
+        f"{len(cells)} folds: {asked} samples were asked once, each by a graft that had not learned from it; the saved "
+        f"graft learned from all {plan.sizes['train']} and is not scored itself."
+    ]
+    if len(plan.methods) > 1:
+        counts = Counter("+".join(cell["method"]) for cell in cells)
+        listed = ", ".join(f"{name} {n}" for name, n in counts.most_common())
+        found.append(f"The method was chosen anew in each fold, from its training samples alone: {listed}.")
+    others = [n for n in tasks.scorable([s for p in plan.folded for s in p.test]) if n not in TASKS]
+    if others:
+        found.append(f"Not scored fold by fold: {', '.join(others)}.")
+    return found
 
 
-def _tell_all(tell: Callable[[str], None], lines: Sequence[str]) -> None:
-    for line in lines:
-        tell(line)
-
-
-def _left_out(own: _own.Own) -> list[str]:
-    if not own.left_out:
-        return []
-    shown = "; ".join(str(error) for error in own.left_out[:3])
-    return [f"{len(own.left_out)} pictures can't be read and are left out: {shown}"]
-
-
-def _keep_data(folder: Path, parts: Parts) -> None:
-    """The split as JSONL, for `tsugiki eval` and to repeat it; not where a run has begun, which may be another one."""
-    if (folder / "run.json").exists() or (folder / "choose" / "run.json").exists():
-        return
-    schema.write(folder / "data" / "train.jsonl", parts.train)
-    schema.write(folder / "data" / "test.jsonl", parts.test)
-
-
-def _chosen(done: Trained, parts: Parts, refit: bool) -> str:
-    if not done.marks:
-        return f"Trained for {done.steps} steps, as the recipe says; nothing chose the number."
-    tried = ", ".join(str(mark.step) for mark in done.marks)
-    again = f"then trained again on all {len(parts.train)}" if refit else "with those weights"
-    return f"Trained for {done.steps} steps: {len(parts.hold)} inner held-out samples chose it of {tried}, {again}."
-
-
-def _facts(
-    data: Any, own: _own.Own, model: Any, sizes: Mapping[str, int], done: Trained, seed: int
-) -> dict[str, object]:
-    base, towers = model.base_identity, model.frontend.towers
+def _facts(data: Any, own: _own.Own, result: FitResult, folds: int, seed: int) -> dict[str, object]:
+    base, towers = result.model.base_identity, result.model.frontend.towers
     return {
         "data": f"{data if isinstance(data, str | Path) else 'samples'} ({own.kind})",
-        **{f"samples, {name}": n for name, n in sizes.items()},
+        **{f"samples, {name}": n for name, n in result.sizes.items()},
+        **({"folds": folds} if folds else {}),
         "base LLM": f"{base.get('name', '?')} ({base.get('licence') or 'licence: see its card'})",
         "vision tower": ", ".join(f"{t.name} ({t.licence or 'licence: see its card'})" for t in towers),
-        "grafts": ", ".join(str(graft.name) for graft in model.grafts),
-        "steps": done.steps,
-        "seconds of training": round(done.seconds),
+        "grafts": ", ".join(str(graft.name) for graft in result.model.grafts),
+        "steps": result.trained.steps,
+        "seconds of training": round(result.trained.seconds),
         "seed": seed,
+        "seconds": round(result.seconds),
     }
+
+
+def _write(result: FitResult, title: str, answers: Sequence[tasks.Answer], facts: Mapping[str, object]) -> None:
+    """scores.json and report.html."""
+    choice = result.choice.scores if result.choice is not None else ()
+    report = reports.Report(
+        title=title,
+        findings=result.findings,
+        scores=[*result.scores, *choice],
+        answers=answers,
+        losses={name: list(enumerate(values, 1)) for name, values in result.trained.losses.items()},
+        proof=result.proof,
+        facts=facts,
+    )
+    content = {"facts": facts, "findings": report.findings, "scores": records(report.scores)}
+    content["marks"] = [asdict(mark) for mark in result.trained.marks]
+    atomic_write(result.out / "scores.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+    reports.write(report, result.report)

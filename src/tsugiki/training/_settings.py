@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from tsugiki.errors import RecipeError
 
 # Setting the one takes the other back, so that `steps=100` works on a recipe that counts minutes.
 RIVALS = {"steps": "minutes", "minutes": "steps"}
+
+MOST = 100_000
+"""Values of a recipe."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,12 +49,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(
             error.problem or "this is not YAML", expected="YAML", fix="Correct this line", where=f"{path}:{line}"
         ) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # an impossible date, a thousand brackets
         raise RecipeError(f"this is not YAML ({error})", expected="YAML in UTF-8", where=str(path)) from None
     if not isinstance(content, dict):
         found = type(content).__name__ if content is not None else "nothing"
-        raise RecipeError(f"found {found}", expected="keys and values, with a list `stages`", where=str(path))
+        raise RecipeError(f"found {found}", expected="keys and values", where=str(path))
+    if not _is_small(content):
+        raise RecipeError(
+            f"more than {MOST:,} values", expected="a recipe", fix="Take out the aliases (*name).", where=str(path)
+        )
     return content
+
+
+def _is_small(content: Any) -> bool:
+    """Whether it has few values once aliases are written out: ten lines of them can stand for billions, or for
+    something that holds itself."""
+    rest, count = [content], 0
+    while rest and count <= MOST:
+        value = rest.pop()
+        count += 1
+        rest += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count <= MOST
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:
@@ -174,3 +192,22 @@ def _long_form(value: Any) -> dict[str, Any]:
     if isinstance(value, (int, float)):
         return {"weight": value}
     return {"path": value} if isinstance(value, str) else {}
+
+
+def told(error: ValidationError, where: str, root: type[BaseModel]) -> RecipeError:
+    """The first finding of pydantic about a `root`, in our words."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(key) for key in first["loc"])
+    place = f"{where}: {place}" if place else where
+    if first["type"] == "extra_forbidden":
+        name, known = str(first["loc"][-1]), sorted(fields_at(root, first["loc"][:-1]))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        fix = f"Did you mean {near[0]!r}?" if near else "Remove it, or choose one of these."
+        return RecipeError(f"unknown key {name!r}", expected=f"one of {', '.join(known)}", fix=fix, where=place)
+    if first["type"] == "missing":
+        return RecipeError("the key is missing", expected="a value", fix="Add it", where=place)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return RecipeError(message, fix="Correct it", where=place)
+    message = message.removeprefix("Input should be ")
+    return RecipeError(f"found {first['input']!r}", expected=message, fix="Correct the value", where=place)

@@ -95,8 +95,8 @@ class Work:
     """Parts whose weights belong in a checkpoint: those that trained in this stage or before."""
     folder: Path
     """Where checkpoints go."""
-    record: Callable[[dict[str, Any], float], None]
-    """Called after each step with its row for the log and the share of the stage that is done."""
+    record: Callable[[dict[str, Any], float], bool]
+    """Called after each step with its row for the log and the share of the stage that is done; True ends the stage."""
     sync: Callable[[], None]
     """Called before a checkpoint is written: the log must not be behind it."""
     checkpoint: Checkpoint | None = None

@@ -17,6 +17,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tsugiki.data.files import atomic_folder, sha256_file
+from tsugiki.data.files import atomic_folder, sha256_file, sweep
 from tsugiki.errors import StoreError
 
 FORMAT = 1
@@ -100,7 +101,10 @@ def save(
         }
         (temporary / STATE).write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
     for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        # First the name: a process that is killed meanwhile must not leave half a checkpoint under it.
+        gone = old.with_name(f".{old.name}.old")
+        with suppress(OSError):
+            shutil.rmtree(old.replace(gone), ignore_errors=True)
     return target
 
 
@@ -110,12 +114,10 @@ def latest(folder: Path) -> Checkpoint | None:
     Raises:
         StoreError: there are some but none is whole, or the newest one was written by a newer version.
     """
-    if folder.is_dir():
-        for part in (*folder.glob(".*.part"), *folder.glob(".*.old")):
-            shutil.rmtree(part, ignore_errors=True)
+    sweep(folder)
     found = _folders(folder)
     for path in reversed(found):
-        state = _whole(path)
+        state = whole(path)
         if state is not None:
             position = Position(stage=state["stage"], step=state["step"], finished=state["finished"])
             return Checkpoint(path, position, state)
@@ -134,7 +136,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: tuple(int(n) for n in p.name.split("-")[1::2]))
 
 
-def _whole(path: Path) -> dict[str, Any] | None:
+def whole(path: Path) -> dict[str, Any] | None:
     """The state of a checkpoint whose files all have the hashes it names, else None."""
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -147,12 +149,12 @@ def _whole(path: Path) -> dict[str, Any] | None:
                 fix="Update tsugiki, or start in another folder.",
                 where=str(path),
             )
-        whole = all(sha256_file(path / name) == digest for name, digest in state["files"].items())
+        intact = all(sha256_file(path / name) == digest for name, digest in state["files"].items())
     except StoreError:
         raise
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return state if whole else None
+    return state if intact else None
 
 
 # -- what is in them --------------------------------------------------------------------------------------------------

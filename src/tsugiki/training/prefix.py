@@ -23,7 +23,8 @@ LEAST = 4
 REMEMBER = 4
 """Prefixes whose keys and values are kept."""
 _BY_POSITION = ("input_ids", "token_kind", "image_index", "labels")
-_KNOWN = {*_BY_POSITION, "attention_mask", "pixel_values", "vision_features", *FOR_LOSSES}
+_PICTURES = ("pixel_values", "vision_features", "image_text", "image_form")
+_KNOWN = {*_BY_POSITION, *_PICTURES, "attention_mask", *FOR_LOSSES}
 
 
 class SharedPrefix:

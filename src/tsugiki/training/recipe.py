@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tsugiki.errors import RecipeError, UnknownNameError
-from tsugiki.training._settings import apply_overrides, fields_at, read_yaml
+from tsugiki.training._settings import apply_overrides, read_yaml, told
 from tsugiki.training.limits import Retention
 from tsugiki.training.schedule import Schedule
 
@@ -300,7 +299,7 @@ def _parse(fields: Mapping[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as error:
-        raise _told(error, where) from None
+        raise told(error, where, Recipe) from None
     for i, stage in enumerate(recipe.stages):
         if not stage.parts and stage.warm_start is None:
             raise RecipeError(
@@ -310,22 +309,3 @@ def _parse(fields: Mapping[str, Any], where: str) -> Recipe:
                 where=f"{where}: stages.{i}.train",
             )
     return recipe
-
-
-def _told(error: ValidationError, where: str) -> RecipeError:
-    """The first finding of pydantic in our words."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(key) for key in first["loc"])
-    place = f"{where}: {place}" if place else where
-    if first["type"] == "extra_forbidden":
-        name, known = str(first["loc"][-1]), sorted(fields_at(Recipe, first["loc"][:-1]))
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        fix = f"Did you mean {near[0]!r}?" if near else "Remove it, or choose one of these."
-        return RecipeError(f"unknown key {name!r}", expected=f"one of {', '.join(known)}", fix=fix, where=place)
-    if first["type"] == "missing":
-        return RecipeError("the key is missing", expected="a value", fix="Add it", where=place)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return RecipeError(message, fix="Correct the recipe", where=place)
-    message = message.removeprefix("Input should be ")
-    return RecipeError(f"found {first['input']!r}", expected=message, fix="Correct the value", where=place)

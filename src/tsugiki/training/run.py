@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tsugiki.data.files import atomic_write, hold
+from tsugiki.data.files import atomic_write, hold, sweep
 from tsugiki.errors import RecipeError, StoreError
 from tsugiki.training import checkpoints
 from tsugiki.training.checkpoints import Checkpoint
@@ -79,6 +79,7 @@ class Run:
             StoreError: there is a run and `resume` is False, or it was written by a newer version.
             RecipeError: the run that is there had another recipe, data or base; names the first difference.
         """
+        sweep(self.out)
         found = checkpoints.latest(self.checkpoints)
         if found is not None and not resume:
             raise StoreError(

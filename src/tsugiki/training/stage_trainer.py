@@ -29,7 +29,7 @@ class StageTrainer(Trainer):
         self.loss_function = losses.get(self.stage.loss, where=f"stages.{work.index}.loss")
         self.seconds = 0.0  # of the clock at the last step
         self.prefix: SharedPrefix | None = None
-        self._saved = 0.0
+        self._saved, self.ended = 0.0, False
         self._step_loss, self._tokens, self._labels, self._text = 0.0, 0, 0, 0
         super().__init__(model=model, args=args, train_dataset=work.stream, data_collator=_as_it_is)
         self.model_accepts_loss_kwargs = True
@@ -176,7 +176,9 @@ class StageTrainer(Trainer):
             "text_label_tokens": self._text,
         }
         lost = self._watched()
-        self.work.record(row | ({"retention": lost} if lost else {}), self.progress)
+        ended = self.work.record(row | ({"retention": lost} if lost else {}), self.progress)
+        self.ended = bool(self.here.told(float(ended)))
+        self.control.should_training_stop = self.control.should_training_stop or self.ended
         every = self.work.recipe.save_steps
         due = every is not None and self.state.global_step % every == 0
         if due or "beta" in lost or self.seconds - self._saved >= self.work.recipe.save_seconds:
@@ -199,7 +201,7 @@ class StageTrainer(Trainer):
         checkpoint = self.work.checkpoint
         if checkpoint is not None:
             self._place(checkpoint)
-            stopped = self.work.watch is not None and self.work.watch.stopped
+            stopped = self.ended or self.work.watch is not None and self.work.watch.stopped
             if stopped or self.time_is_up or checkpoint.position.step == self.stage.steps:
                 return
         if self.stage.steps != 0:
@@ -233,6 +235,7 @@ class StageTrainer(Trainer):
         def write() -> None:
             self.work.sync()
             state = {"seconds": self.clock.seconds, "stream": self.work.stream.state_dict(), "schedule": schedule}
+            state["ended"] = self.ended
             position = Position(stage=self.work.index, step=self.state.global_step, finished=finished)
             keep = self.work.recipe.keep
             if self.work.watch is not None:
@@ -271,6 +274,7 @@ class StageTrainer(Trainer):
 
     def _place(self, checkpoint: Checkpoint) -> None:
         self.state.global_step = checkpoint.position.step
+        self.ended = bool(checkpoint.state.get("ended"))
         self.seconds = self._saved = float(checkpoint.state["seconds"])
         self.clock.set(self.seconds)
         self.work.stream.load_state_dict(checkpoint.state["stream"])

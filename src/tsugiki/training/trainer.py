@@ -73,7 +73,7 @@ def train(
     progress: bool = True,
     features: FeatureCache | None = None,
     cache_limit: int | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: Callable[[StepReport], bool | None] | None = None,
 ) -> TrainResult:
     """Train `model` in place, and save the graft in `out/graft`.
 
@@ -90,7 +90,7 @@ def train(
         progress: tell on standard error how far it is; of several processes the first one does.
         features: the cache of tower outputs; None = the one in Tsugiki's cache folder.
         cache_limit: bytes of that folder; the least recently used pictures go first. None = no limit.
-        on_step: called after each step, in every process.
+        on_step: called after each step, in every process; True ends the stage there.
 
     Raises:
         RecipeError: the recipe can't be run, or differs from the one that the run in `out` began with.
@@ -132,7 +132,7 @@ class _Session:
         features: FeatureCache | None,
         console: Console,
         progress: bool,
-        on_step: Callable[[StepReport], None] | None,
+        on_step: Callable[[StepReport], bool | None] | None,
     ) -> None:
         self.model, self.plan, self.run, self.data = model, plan, run, data
         self.features, self.console, self.progress, self.on_step = features, console, progress, on_step
@@ -216,14 +216,13 @@ class _Session:
         stream = feed.stream(self.model, stage, samples, features, seed=self.plan.seed, here=here)
         board = Board(self.run.out / "tensorboard" / name, start.position.step if start else 0) if here.first else None
 
-        def record(row: dict[str, Any], share: float) -> None:
+        def record(row: dict[str, Any], share: float) -> bool:
             if board is not None:
                 self.log.add(row)
                 board.add(row["step"], {"loss": row["loss"], "lr": row["lr"], "grad_norm": row["grad_norm"] or 0.0})
             report = StepReport(stage=name, step=row["step"], loss=row["loss"], seconds=row["seconds"], progress=share)
             display.show(step=report.step, loss=report.loss, seconds=report.seconds, progress=share)
-            if self.on_step is not None:
-                self.on_step(report)
+            return self.on_step is not None and self.on_step(report) is True
 
         work = Work(
             recipe=self.plan,

@@ -142,6 +142,19 @@ def read(name: str | Path) -> tuple[HubConfig, dict[str, Tensor]]:
     """
     folder = _folder(name)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config_of(values), _tensors(folder, name)
+
+
+def read_text(name: str | Path) -> dict[str, Tensor]:
+    """Tensors of a BERT, by hub id or folder, that a hub's text branch may have.
+
+    Raises:
+        AssetError, StoreError: as `read`.
+    """
+    return _tensors(_folder(name), name)
+
+
+def _tensors(folder: Path, name: str | Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise StoreError("no safetensors", expected="a checkpoint as safetensors", where=str(name))
@@ -149,7 +162,7 @@ def read(name: str | Path) -> tuple[HubConfig, dict[str, Tensor]]:
     for file in files:
         with safe_open(file, "pt") as opened:
             state |= {k: opened.get_tensor(k) for k in opened.keys() if key_of(k) is not None}  # noqa: SIM118
-    return config_of(values), state
+    return state
 
 
 def _folder(name: str | Path) -> Path:

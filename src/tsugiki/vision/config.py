@@ -7,8 +7,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from tsugiki.data.boxes import BoxCodec
+from tsugiki.data.said import Reader
 from tsugiki.errors import InputError, UnknownNameError
-from tsugiki.vision.projector import ProjectorConfig
+from tsugiki.vision.hub_projector import HubSettings
+from tsugiki.vision.projector import KINDS, ProjectorConfig
 from tsugiki.vision.tower import ENCODE_BATCH
 from tsugiki.vision.views import Views
 
@@ -16,7 +18,7 @@ ALIGN = ("repeat", "bilinear")
 # Fields that came after grafts were first saved.
 _LATER = (
     "towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "post_norm", "places", "box_text",
-    "site",
+    "site", "hub",
 )  # fmt: skip
 
 
@@ -73,7 +75,10 @@ class FrontEndConfig:
     marks: bool | None = None
     """A learned vector before and one behind every view; None = with several towers or views."""
     projector: str = "pixel_unshuffle"
-    """linear | mlp | pixel_unshuffle | linear_norm."""
+    """linear | mlp | pixel_unshuffle | linear_norm | hub."""
+    hub: dict[str, Any] = field(default_factory=dict)
+    """Settings of the projector `hub`, which reads a picture and what is said of it together: those of
+    `hub_projector.HubSettings` and `hub.HubConfig`."""
     hidden: int | None = None
     """Hidden width of the projector; None = twice the LLM's width."""
     factor: int = 2
@@ -120,7 +125,10 @@ class FrontEndConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "towers", tuple(_tower_config(given) for given in self.towers))
-        self.projector_config()  # its names are checked here, before anything is loaded
+        if self.projector == "hub":
+            self._check_hub()
+        else:
+            self.projector_config()  # its names are checked here, before anything is loaded
         self.codec()
         Views(self.views)
         self._check_mix()
@@ -128,6 +136,21 @@ class FrontEndConfig:
             raise InputError(f"places={self.places}", expected="0 or more")
         if self.encode_batch < 1:
             raise InputError(f"encode_batch={self.encode_batch}", expected="at least 1")
+
+    def _check_hub(self) -> None:
+        self.hub_settings()
+        usual = {f.name: f.default for f in fields(self)}
+        for name in ("hidden", "factor", "positions", "places"):
+            if getattr(self, name) != usual[name]:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} with projector='hub'", expected="settings of the hub itself",
+                    fix=f"Leave {name} out.", where="front-end",
+                )  # fmt: skip
+        if self.mixed:
+            raise InputError(
+                "projector='hub' with several towers or views", expected="one tower with one view",
+                fix="Use another projector, or leave the other towers and views out.", where="front-end",
+            )  # fmt: skip
 
     def _check_mix(self) -> None:
         if bool(self.tower) == bool(self.towers):
@@ -180,7 +203,29 @@ class FrontEndConfig:
         """The towers' names, for people."""
         return " + ".join(one.tower for one in self.all_towers)
 
+    def hub_settings(self) -> HubSettings:
+        """Of the projector `hub`.
+
+        Raises:
+            UnknownNameError, InputError: as `HubSettings.of`.
+        """
+        return HubSettings.of(self.hub)
+
+    def reader(self, tokenizer: Any) -> Reader | None:
+        """How the words are made that a hub reads, for an LLM's tokenizer; None without a hub.
+
+        Raises:
+            AssetError: as `HubSettings.reader`.
+        """
+        return self.hub_settings().reader(tokenizer) if self.projector == "hub" else None
+
     def projector_config(self) -> ProjectorConfig:
+        if self.projector not in KINDS:
+            raise UnknownNameError("projector", self.projector, (*KINDS, "hub"))
+        if self.hub:
+            raise InputError(
+                f"settings of a hub with projector={self.projector!r}", expected="projector: hub", where="front-end"
+            )
         return ProjectorConfig(
             kind=self.projector,
             hidden=self.hidden,

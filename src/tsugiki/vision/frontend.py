@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tsugiki.errors import InputError, StoreError
 from tsugiki.types import VisualTokens
 from tsugiki.vision.config import FrontEndConfig, TowerConfig
-from tsugiki.vision.making import config_of, make_towers
+from tsugiki.vision.hub_projector import HubProjector, Texts
+from tsugiki.vision.making import config_of, make_hub, make_towers
 from tsugiki.vision.mix import Mix, Source
 from tsugiki.vision.packing import Packing, ViewTransform, facts_of
 from tsugiki.vision.places import Places
@@ -45,13 +46,14 @@ class FrontEnd(nn.Module):
         self,
         config: FrontEndConfig,
         towers: Sequence[Tower],
-        projector: Projector,
+        projector: Projector | HubProjector,
         mix: Mix | None = None,
         places: Places | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.tower, self.projector, self.mix, self.places = towers[0], projector, mix, places
+        self.tower, self.mix, self.places = towers[0], mix, places
+        self.projector: Any = projector
         self.more_towers = nn.ModuleList(towers[1:])
 
     @classmethod
@@ -88,8 +90,12 @@ class FrontEnd(nn.Module):
         if config.mixed:
             mix = Mix(config, [Source.of(one) for one in towers], hidden_size)
             grid, width = mix.raster, mix.width
-        projector = build_projector(config.projector_config(), grid, width, hidden_size)
         places = None
+        projector: Projector | HubProjector
+        if config.projector == "hub":
+            config, projector = make_hub(config, width, hidden_size, fresh=embedding_rms is not None)
+        else:
+            projector = build_projector(config.projector_config(), grid, width, hidden_size)
         if config.places:
             places = Places(config.places, config.codec(), grid, width, hidden_size, projector.factor)
         frontend = cls(config, towers, projector, mix, places)
@@ -101,6 +107,11 @@ class FrontEnd(nn.Module):
     def towers(self) -> tuple[Tower, ...]:
         """All towers, in the order in which their features are mixed."""
         return (self.tower, *self.more_towers)
+
+    @property
+    def hub(self) -> HubProjector | None:
+        """The projector, where it is a hub."""
+        return self.projector if isinstance(self.projector, HubProjector) else None
 
     @property
     def views(self) -> Views:
@@ -153,15 +164,22 @@ class FrontEnd(nn.Module):
             parts.append(found)
         return self.packing.pack(seen.to(parts[0].device), parts)
 
-    def project(self, features: Tensor) -> VisualTokens:
+    def project(self, features: Tensor, texts: Texts | None = None) -> VisualTokens:
         """The towers' features [N, P, V] or [N, E], live or cached -> visual tokens [N, M, D].
 
+        Args:
+            texts: what is said of the pictures, for a hub.
+
         Raises:
-            InputError: features of another tower or input size.
+            InputError: features of another tower or input size, or texts of another number of pictures.
         """
         features = features.to(self.projector.linear_2.weight.device)
         if self.mix is None:
             self._check(features)
+            if self.hub is not None:
+                if texts is not None and len(texts.ids) != len(features):
+                    raise InputError(f"texts of {len(texts.ids)} pictures", expected=f"those of {len(features)}")
+                return VisualTokens(*self.hub(features, **({} if texts is None else vars(texts))))
             visual = VisualTokens(tokens := self.projector(features))
         else:
             visual, tokens = self.mix(self.projector, *self.packing.unpack(features, "vision_features"))
@@ -184,8 +202,10 @@ class FrontEnd(nn.Module):
         queries = [(q, part) for q, part in zip(self.mix.queries, asked, strict=True) if isinstance(q, Projector)]
         return [(self.projector, self.cells(features)), *queries]
 
-    def forward(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> VisualTokens:
-        """Visual tokens [N, M, D] of pixels or of features: give one of the two."""
+    def forward(
+        self, pixel_values: Tensor | None = None, features: Tensor | None = None, texts: Texts | None = None
+    ) -> VisualTokens:
+        """Visual tokens [N, M, D] of pixels or of features: give one of the two, and for a hub what is said of them."""
         if (pixel_values is None) == (features is None):
             raise InputError(
                 "both pixel_values and features" if features is not None else "no picture", expected="one of the two"
@@ -197,7 +217,7 @@ class FrontEnd(nn.Module):
             raise InputError(
                 "cached features with a tower that trains", expected="pixel_values", fix="Set train_tower to False."
             )
-        return self.project(features)
+        return self.project(features, texts)
 
     def calibrate(self, rms: float, features: Tensor | None = None) -> None:
         """Set the RMS of the visual tokens, on features of real pictures or, without any, of made-up ones."""

@@ -187,6 +187,17 @@ class Hub(nn.Module):
         Raises:
             InputError: a text of the other form, or longer than the hub has positions for.
         """
+        queries, said = self.states(features, text, mask)
+        out = None if said is None else self.project(said)
+        if out is not None and self.gate is not None:
+            assert text is not None
+            out = text.to(out) + self.gate * out
+        return HubOutput(self.project(queries), out)
+
+    def states(
+        self, features: Tensor, text: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the projection to the LLM sees: queries [N, Q, W] and text [N, T, W], of the forward's arguments."""
         dtype = self.project.weight.dtype
         seen = self.vision_norm(features.to(dtype))
         if self.vision_in is not None:
@@ -198,11 +209,7 @@ class Hub(nn.Module):
             both = F.pad(mask, (queries.shape[1], 0), value=True)
         for layer in self.layers:
             queries, said = layer(queries, said, seen, both)
-        out = None if said is None else self.project(said)
-        if out is not None and self.gate is not None:
-            assert text is not None
-            out = text.to(dtype) + self.gate * out
-        return HubOutput(self.project(queries), out)
+        return queries, said
 
     def _read(self, text: Tensor) -> Tensor:
         """Words as the first layer takes them, [N, T, W]."""

@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from tsugiki.errors import BaseMismatchError, InputError
-from tsugiki.vision import presets
+from tsugiki.vision import _qformer, presets
 from tsugiki.vision.config import FrontEndConfig, TowerConfig, known_fields
+from tsugiki.vision.hub_projector import HubProjector
 from tsugiki.vision.tower import Tower, build_tower
 
 
@@ -124,3 +125,35 @@ def make_towers(
         described = tuple(replace(one, **facts) for one, facts in zip(config.towers, found, strict=True))
         return replace(config, towers=described), tuple(towers)
     return replace(config, **found[0]), tuple(towers)
+
+
+def make_hub(
+    config: FrontEndConfig, width: int, hidden_size: int, *, fresh: bool
+) -> tuple[FrontEndConfig, HubProjector]:
+    """The hub of a config, and the config with all of its settings.
+
+    Args:
+        width: V.
+        hidden_size: D.
+        fresh: start from a Q-Former's weights where they are named; False = saved ones come next.
+
+    Raises:
+        AssetError, StoreError: the Q-Former can't be read, see `_qformer`.
+        InputError: sizes that are not the Q-Former's.
+    """
+    settings, state = config.hub_settings(), None
+    if fresh and settings.weights:
+        sizes, state = _qformer.read(settings.weights)
+        for name in config.hub.keys() & vars(sizes).keys() - {"form", "seed"}:
+            if getattr(sizes, name) != config.hub[name]:
+                raise InputError(
+                    f"{name}={config.hub[name]}", expected=f"{getattr(sizes, name)}, as {settings.weights} has it",
+                    fix="Leave it out.", where="front-end: hub",
+                )  # fmt: skip
+        settings = replace(settings, sizes=replace(sizes, seed=settings.sizes.seed))
+    projector = HubProjector(settings.sizes, width, hidden_size)
+    if state is not None:
+        filled = _qformer.fill(projector.hub, state)
+        if any(name.startswith("words.") for name in filled.started):  # BLIP-2 has no text branch
+            _qformer.fill(projector.hub, state, text=_qformer.read_text(settings.words))
+    return replace(config, hub=settings.to_dict()), projector

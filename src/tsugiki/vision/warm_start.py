@@ -271,7 +271,8 @@ def _means(projector: Projector, features: Tensor, *, before_first: bool = False
 
 def _tokens(projector: Projector, features: Tensor) -> Tensor:
     """Visual tokens of the first pictures, float64 [n, M, D]: enough to tell their size."""
-    return torch.cat([projector(part) for part in _chunks(features[:_SAMPLE])]).double()
+    content = torch.cat([projector.content(part) for part in _chunks(features[:_SAMPLE])]).double()
+    return content if projector.positions is None else content + projector.positions.double()
 
 
 def _chunks(features: Tensor) -> list[Tensor]:

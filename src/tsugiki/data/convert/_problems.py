@@ -53,12 +53,16 @@ def picture(folder: Path, name: str, where: str) -> Path:
         ImageError: it does not, or it is a folder.
     """
     path = folder / name
-    try:
-        found = path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
-        found = False
-    if not name.strip() or not found:
+    if not name.strip() or not is_there(path):
         raise ImageError(
             f"the picture {str(path)!r} does not exist", expected="a picture file", fix="Correct the path.", where=where
         )
     return path
+
+
+def is_there(path: Path) -> bool:
+    """Whether it is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False

@@ -8,7 +8,7 @@ from typing import Any
 
 from tsugiki.data import _fields
 from tsugiki.data.convert._grounded import ABSENT_ANSWER, QUESTION, Annotated, Asking
-from tsugiki.data.convert._problems import Problems
+from tsugiki.data.convert._problems import Problems, is_there
 from tsugiki.errors import BoxError, DataError, InputError
 from tsugiki.types import Box, Sample
 
@@ -106,7 +106,7 @@ def read_pictures(data: Any, path: Path, images: str | Path | None, wrong: Probl
             found[key] = None
             name = _fields.text(entry.get("file_name"), f"{where} file_name")
             inner = folder / "images"
-            here = inner if images is None and not (folder / name).exists() and (inner / name).exists() else folder
+            here = inner if images is None and not is_there(folder / name) and is_there(inner / name) else folder
             found[key] = Annotated.open(here, name, (entry.get("width"), entry.get("height")), where)
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tsugiki.data import _fields
 from tsugiki.data.convert._grounded import ABSENT_ANSWER, QUESTION, Annotated, Asking
-from tsugiki.data.convert._problems import Problems
+from tsugiki.data.convert._problems import Problems, is_there
 from tsugiki.errors import DataError, InputError
 from tsugiki.types import Box, Sample
 
@@ -96,7 +96,7 @@ def _picture(tree: ET.Element, file: Path, images: str | Path | None) -> Annotat
     name = _text(tree, "filename", str(file))
     beside = [place / inner for place in (file.parent, file.parent.parent) for inner in _PICTURES]
     folders = [file.parent, *beside] if images is None else [Path(images)]
-    folder = next((place for place in folders if (place / name).exists()), folders[0])
+    folder = next((place for place in folders if is_there(place / name)), folders[0])
     size = tree.find("size")
     said = (None, None) if size is None else tuple(_number(size, side, f"{file} size") for side in ("width", "height"))
     return Annotated.open(folder, name, (said[0], said[1]), str(file))

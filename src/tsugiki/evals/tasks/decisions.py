@@ -1,8 +1,9 @@
 """Closed-set decisions: which of the sample's options is the likeliest answer.
 
-Scores per kind of question (`Sample.task`): accuracy, macro-F1 over the classes that occur, recall of each class, and
-the paired difference to each yardstick. The bare LLM is asked the same question with the same options, without the
-picture.
+Scores per kind of question (`Sample.task`): accuracy, macro-F1 over the classes that occur, recall of each class, the
+paired difference to each yardstick, and how far the probabilities can be trusted (ECE, Brier score; the yardstick
+"prior" gives every option its share of the training answers). The bare LLM is asked the same question with the same
+options, without the picture.
 """
 
 from __future__ import annotations
@@ -15,20 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.errors import DataError
-from tsugiki.evals import stats, yardsticks
-from tsugiki.evals.calibration import Calibrated
-from tsugiki.evals.options import OptionScorer, OptionScores, without_pictures
+from tsugiki.evals import calibration, stats, yardsticks
+from tsugiki.evals.asking import chosen
+from tsugiki.evals.options import OptionScores
 from tsugiki.evals.task import (
     Answer,
-    Clock,
-    Once,
     Result,
     Settings,
-    bare_llm,
     by_kind,
     difference,
     message_text,
     picture_groups,
+    short_answer,
 )
 from tsugiki.types import Sample, Score
 
@@ -58,19 +57,13 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
     """Score the samples, until the time is up."""
-    options: dict[str, Any] = {"batch_size": settings.batch_size, "tolerance": _tolerance(settings)}
-    own = _scorer(model, settings, options)
-    llm = bare_llm(model, settings)
-    base = None if llm is None else Once(OptionScorer(model, llm=llm, **options))
-    answers: list[Answer] = []
-    for window in Clock("decisions", len(samples), settings).windows(samples, 2 * settings.batch_size):
-        blind = [None] * len(window) if base is None else base([without_pictures(s) for s in window])
-        pairs = zip(window, own(window), blind, strict=True)
-        answers += [_answer(s, scores, other, settings) for s, scores, other in pairs]
+    found = chosen("decisions", model, samples, settings, _tolerance(settings))
+    answers = [_answer(s, own, base, settings) for s, own, base in found]
     scores = []
     for kind, group in by_kind(answers).items():
         rivals = yardsticks.choices(kind, [a.sample for a in group], settings, model)
         scores += score(f"decisions/{kind}", group, rivals)
+        scores += trust(f"decisions/{kind}", group, [short_answer(s) for s in settings.train if s.task == kind])
     return Result(task="decisions", scores=scores, answers=answers)
 
 
@@ -98,6 +91,45 @@ def score(task: str, answers: Sequence[Answer], rivals: Mapping[str, Sequence[st
     return scores
 
 
+def trust(task: str, answers: Sequence[Answer], train: Sequence[str] = ()) -> list[Score]:
+    """ECE and Brier score; `train` are the training answers of that kind, whose shares are the prior."""
+    right = np.array([a.correct for a in answers], dtype=np.float64)
+    own = calibration.confidences([a.probabilities for a in answers])
+    value = stats.bootstrap(calibration.ece, own, right)
+    fields: dict[str, Any] = {}
+    brier = [calibration.brier(a.probabilities, a.gold) for a in answers]
+    base = None
+    if all(a.base_probabilities for a in answers):
+        base = [calibration.brier(a.base_probabilities, a.gold) for a in answers]
+        other = calibration.confidences([a.base_probabilities for a in answers])
+        other_right = np.array([a.base_text == a.gold for a in answers], dtype=np.float64)
+        change = stats.bootstrap(_ece_change, own, right, other, other_right)
+        fields = {"base": calibration.ece(other, other_right), "difference": change.value}
+        fields |= {"difference_low": change.low, "difference_high": change.high}
+    shares = {}
+    if priors := [_prior(a.sample.options, train) for a in answers if train]:
+        rival = [calibration.brier(p, a.gold) for p, a in zip(priors, answers, strict=True)]
+        shares = {"prior": float(np.mean(rival))}
+    ece = Score(
+        task=task, metric="ECE", value=value.value, stderr=value.stderr, n=value.n, low=value.low, high=value.high,
+        note="lower is better", version=VERSION, **fields,
+    )  # fmt: skip
+    groups = picture_groups([a.sample for a in answers])
+    note, common = "lower is better", {"groups": groups, "version": VERSION}
+    return [ece, stats.score(task, "Brier score", brier, base, yardsticks=shares, note=note, **common)]  # type: ignore[arg-type]
+
+
+def _ece_change(own: Any, right: Any, other: Any, other_right: Any) -> float:
+    return calibration.ece(own, right) - calibration.ece(other, other_right)
+
+
+def _prior(options: Sequence[str], train: Sequence[str]) -> dict[str, float]:
+    """Each option's share of the training answers that are options; all equal where none is."""
+    counts = Counter(t for t in train if t in options)
+    total = sum(counts.values())
+    return {o: counts[o] / total if total else 1 / len(options) for o in options}
+
+
 def macro_f1(gold: npt.NDArray[np.intp], chosen: npt.NDArray[np.intp]) -> float:
     """Mean F1 over the classes that occur in `gold`; class numbers from 0, both [n].
 
@@ -109,13 +141,6 @@ def macro_f1(gold: npt.NDArray[np.intp], chosen: npt.NDArray[np.intp]) -> float:
     actual, claimed = np.bincount(gold, minlength=k), np.bincount(chosen, minlength=k)
     f1 = 2 * hits / np.maximum(actual + claimed, 1)
     return float(f1[actual > 0].mean())
-
-
-def _scorer(model: Any, settings: Settings, options: Mapping[str, Any]) -> OptionScorer | Calibrated:
-    if not settings.calibrate:
-        return OptionScorer(model, features=settings.features, demos=settings.demos, **options)
-    exact = OptionScorer(model, features=settings.features, batch_size=settings.batch_size)
-    return Calibrated(exact, settings.demos, settings.normalise)
 
 
 def _tolerance(settings: Settings) -> float | None:
@@ -132,6 +157,7 @@ def _answer(sample: Sample, own: OptionScores, base: OptionScores | None, settin
         correct=text == gold,
         base_text=None if base is None else base.best(settings.normalise),
         probabilities=own.probabilities(settings.normalise),
+        base_probabilities={} if base is None else base.probabilities(settings.normalise),
     )
 
 

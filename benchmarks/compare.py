@@ -1,0 +1,68 @@
+"""All methods on one base, one data set and one budget: the data, the arms, the page.
+
+    python benchmarks/compare.py --only projector:0 wings:0    # each kept when it is finished
+    python benchmarks/compare.py --only                        # the page and the tables of all finished arms
+    python benchmarks/compare.py                               # everything that is not finished
+
+Scenes (names, counts, places, what is absent, boxes) and 200 photographs of fabric to learn from; other renderings and
+other photographs are asked. The plan is compare.yaml; the page with pictures stays in the cache folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from _results import RESULTS
+
+from tsugiki import assets
+from tsugiki.data import schema
+from tsugiki.evals.text_items import articles
+from tsugiki.studies import _compare_plan as plans
+from tsugiki.studies._build import fetch_tower
+from tsugiki.studies.compare import compare, write
+from tsugiki.synth import fabric, scenes
+from tsugiki.types import Message, Sample
+
+SCENES, ASKED, LABELS, PHOTOGRAPHS = 1200, 300, 200, 150
+DOCUMENTS = 2000
+PLAN = Path(__file__).with_suffix(".yaml")
+
+
+def data(folder: Path) -> Path:
+    """The data, and the plan beside it."""
+    for asset in ("smollm2-135m-instruct", "fabric", "openmoji", "wiki"):
+        assets.fetch(asset)
+    for tower in ("efficientnet-lite0", "efficientnet-lite2"):
+        fetch_tower(tower)
+    plan = folder / PLAN.name
+    if not plan.is_file() or plan.read_text() != PLAN.read_text():
+        common = {"languages": ("en",), "pictograms": 50, "objects": (1, 2)}
+        learn = scenes.generate(SCENES, out=folder / "scenes-train", **common)  # type: ignore[arg-type]
+        ask = scenes.generate(ASKED, out=folder / "scenes-test", split="test", **common)  # type: ignore[arg-type]
+        photographs, rest = fabric.draw(0, LABELS)
+        schema.write(folder / "train.jsonl", [*learn, *photographs])
+        schema.write(folder / "scenes.jsonl", ask)
+        schema.write(folder / "fabric.jsonl", rest[:PHOTOGRAPHS])
+        documents = (Sample(id=a.title, messages=(Message.of("assistant", a.text),)) for a in articles("train"))
+        schema.write(folder / "text.jsonl", [d for d, _ in zip(documents, range(DOCUMENTS), strict=False)])
+        shutil.copyfile(PLAN, plan)
+    return plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="arm or arm:seed; without a name the page alone")
+    given = parser.parse_args()
+    folder = assets.cache_dir() / "runs" / "compare"
+    plan = data(folder)
+    done = write(plans.load(plan), folder, {}) if given.only == [] else compare(plan, folder, only=given.only or ())
+    for file in ("compare.md", "compare.json"):
+        shutil.copyfile(folder / file, RESULTS / file)
+    shutil.copytree(folder / "arms", RESULTS / "compare", dirs_exist_ok=True)
+    print(done.report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What arms of a comparison differ in: means over seeds, paired differences, and tests that are corrected together.
+
+An item that several seeds were asked counts as one: intervals are of items, and the spread of the seeds stands apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tsugiki.evals import stats
+from tsugiki.evals.stats import Interval
+from tsugiki.extras import require
+from tsugiki.studies._compare_plan import Plan, Test
+
+RESAMPLES = 9_999
+Found = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Arm -> its finished runs, one a seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A figure of an arm."""
+
+    value: Interval
+    seeds: tuple[float, ...]
+    """Of each seed alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A comparison of two arms, on the items and seeds that both have."""
+
+    test: Test
+    difference: Interval
+    pvalue: float
+    corrected: float
+    """By Holm over all comparisons of the plan."""
+
+    @property
+    def told_apart(self) -> bool:
+        return self.corrected < stats.ALPHA
+
+
+def columns(found: Found) -> list[str]:
+    """Every data, task and kind of question, in order of appearance."""
+    names: dict[str, None] = {}
+    for runs in found.values():
+        for run in runs:
+            for title, items in run["items"].items():
+                names |= dict.fromkeys(f"{title}/{kind}" for kind in dict.fromkeys(items["kinds"]))
+    return list(names)
+
+
+def of_run(run: Mapping[str, Any], column: str = "") -> dict[str, int]:
+    """Item -> whether it is right, of one column or of all."""
+    return {
+        f"{title}/{kind} {name}": right
+        for title, items in run["items"].items()
+        for name, kind, right in zip(items["ids"], items["kinds"], items["right"], strict=True)
+        if column in ("", f"{title}/{kind}", title)
+    }
+
+
+def vision(runs: Sequence[Mapping[str, Any]], column: str = "") -> Mean | None:
+    """Share of right answers over seeds; None where nothing was asked."""
+    values = [of_run(run, column) for run in runs]
+    values = [v for v in values if v]
+    if not values:
+        return None
+    every = [(item, right) for run in values for item, right in run.items()]
+    interval = stats.mean([right for _, right in every], groups=[item for item, _ in every])
+    return Mean(value=interval, seeds=tuple(float(np.mean(list(v.values()))) for v in values))
+
+
+def text(runs: Sequence[Mapping[str, Any]], *, after: bool = False) -> Mean | None:
+    """What the text lost: loss minus the base's, nats a token, mean over seeds; None where it was not read.
+
+    All seeds read the same texts, so the mean of their intervals' ends holds the mean at least as surely.
+    """
+    task = "wiki@picture" if after else "wiki"
+    scores = [s for run in runs for s in run["text"] if s["task"] == task and "loss" in s["metric"]]
+    scores = [s for s in scores if s.get("difference") is not None]
+    if not scores:
+        return None
+    each = tuple(float(s["difference"]) for s in scores)
+    low, high = (
+        float(np.mean([s.get(end, value) for s, value in zip(scores, each, strict=True)]))
+        for end in ("difference_low", "difference_high")
+    )
+    value = Interval(float(np.mean(each)), (high - low) / 2 / 1.96, low, high, scores[0]["n"])
+    return Mean(value=value, seeds=each)
+
+
+def tested(plan: Plan, found: Found) -> list[Tested]:
+    """The plan's comparisons, where both arms have finished the same seeds."""
+    ready = [(test, pair) for test in plan.comparisons if (pair := _paired(test, found)) is not None]
+    if not ready:
+        return []
+    values = [_pvalue(own, other, groups) for _, (own, other, groups) in ready]
+    correct = require("statsmodels.stats.multitest", extra="eval").multipletests
+    corrected = correct(values, alpha=stats.ALPHA, method="holm")[1]
+    return [
+        Tested(
+            test=test, difference=stats.paired(own, other, groups=groups), pvalue=value, corrected=float(after)
+        )
+        for (test, (own, other, groups)), value, after in zip(ready, values, corrected, strict=True)
+    ]  # fmt: skip
+
+
+def _paired(test: Test, found: Found) -> tuple[list[int], list[int], list[str]] | None:
+    """Right answers of both arms to the same items under the same seeds, and the item of each."""
+    first, second = ({run["seed"]: run for run in found.get(name, ())} for name in (test.first, test.second))
+    own: list[int] = []
+    other: list[int] = []
+    groups: list[str] = []
+    for seed in first.keys() & second.keys():
+        a, b = of_run(first[seed], test.score), of_run(second[seed], test.score)
+        for item in a.keys() & b.keys():
+            own.append(a[item])
+            other.append(b[item])
+            groups.append(item)
+    return (own, other, groups) if groups else None
+
+
+def _pvalue(own: Sequence[int], other: Sequence[int], groups: Sequence[str]) -> float:
+    """Two-sided permutation test of paired means: under no difference an item's signs are equally likely."""
+    totals: dict[str, float] = {}
+    for a, b, item in zip(own, other, groups, strict=True):
+        totals[item] = totals.get(item, 0.0) + a - b
+    values = np.array([totals[item] for item in sorted(totals)])
+    if not values.any():
+        return 1.0
+    scipy = require("scipy.stats", extra="eval")
+    test = scipy.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True, axis=-1,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(test.pvalue)
+
+
+def findings(tests: Iterable[Tested], found: Found) -> list[str]:
+    """What differs beyond noise and what does not, in sentences."""
+    lines = []
+    for one in tests:
+        test, gap = one.test, one.difference
+        about = f" on {test.score}" if test.score else ""
+        interval = f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], Holm p = {one.corrected:.3f}"
+        if one.told_apart:
+            word = "ahead of" if gap.value > 0 else "behind"
+            lines.append(f"{test.first} is {word} {test.second}{about}: {interval}.")
+        else:
+            lines.append(f"{test.first} and {test.second} are not told apart{about}: {interval}.")
+    for name, runs in found.items():
+        lost = text(runs)
+        if any(run["proof"]["guarantee"] == "exact" and not run["proof"]["holds"] for run in runs):
+            lines.append(f"{name} promises exact text, and its proof does not hold.")
+        elif lost is not None and lost.value.low > 0:
+            lines.append(
+                f"{name} costs text: {lost.value.value:+.3f} nats a token "
+                f"[{lost.value.low:+.3f}, {lost.value.high:+.3f}]."
+            )
+    exact = [name for name, runs in found.items() if runs and all(_exact(run) for run in runs)]
+    if exact:
+        lines.append(f"Proven to answer text as the base does, difference 0: {', '.join(exact)}.")
+    return lines
+
+
+def _exact(run: Mapping[str, Any]) -> bool:
+    return bool(run["proof"]["guarantee"] == "exact" and run["proof"]["holds"])

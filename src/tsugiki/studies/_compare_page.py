@@ -1,0 +1,249 @@
+"""The page of a comparison: HTML with everything inside, and the same numbers as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsugiki.errors import ImageError
+from tsugiki.evals._charts import picture
+from tsugiki.evals._html import LIGHT, Html, h, join, page
+from tsugiki.evals.tables import between, number
+from tsugiki.extras import require
+from tsugiki.studies import _compare_figures as figures
+from tsugiki.studies._compare_figures import Mean
+from tsugiki.types import Box
+
+if TYPE_CHECKING:
+    from tsugiki.studies.compare import Compared
+
+Run = Mapping[str, Any]
+NOTES = (
+    "All arms of a seed begin with the same front-end and get the same samples in the same order and as many steps.",
+    "Intervals: 95 %, bootstrap of the items, all seeds of an item together; the seeds' own values stand behind them.",
+    "Text: loss minus the base's on the same held-out articles, nats a token; 0 where the proof holds. After a picture:"
+    " the same articles behind an unrelated picture.",
+    "First token, token: median ratio to the bare LLM with as many tokens of text, in interleaved pairs; seeds' mean.",
+    "Memory: peak of the training minus what the loaded model takes; only where each arm has a process of its own.",
+)
+
+
+def rows(result: Compared) -> list[dict[str, str]]:
+    """One row an arm, of texts."""
+    names = figures.columns(result.found)
+    shown = len(names) > 1
+    return [_row(result, name, runs, names if shown else []) for name, runs in result.found.items()]
+
+
+def _row(result: Compared, name: str, runs: Sequence[Run], columns: Sequence[str]) -> dict[str, str]:
+    text, after = figures.text(runs), figures.text(runs, after=True)
+    row = {
+        "arm": name + (" (as published)" if result.plan.arms[name].published else ""),
+        "seeds": ", ".join(str(run["seed"]) for run in runs),
+        "pictures": _said(figures.vision(runs)),
+        **{column: _said(figures.vision(runs, column)) for column in columns},
+        "text": _said(text, sign=True),
+        "text after a picture": _said(after, sign=True),
+        "proof": _proof(runs),
+        "trained": f"{_mean(runs, 'trainable') / 1e6:.2f} M",
+        "stored": f"{_mean(runs, 'stored_mb'):.1f} MB",
+        "training": f"{_mean(runs, 'seconds'):.0f} s",
+        "memory": f"{_mean(runs, 'peak_mb'):.0f} MB" if all("peak_mb" in run for run in runs) else "",
+    }
+    for key, title in (("first", "first token"), ("token", "token")):
+        timed = [run["speed"][key] for run in runs if run["speed"]]
+        row[title] = f"{np.mean([t['ratio'] for t in timed]):.2f}" if timed else ""
+    return row
+
+
+def _said(mean: Mean | None, *, sign: bool = False) -> str:
+    """Value, interval, and the seeds."""
+    if mean is None:
+        return ""
+    value = mean.value
+    seeds = f" ({', '.join(number(v, sign=sign) for v in mean.seeds)})" if len(mean.seeds) > 1 else ""
+    return f"{number(value.value, sign=sign)} {between(value.low, value.high, sign=sign)}{seeds}"
+
+
+def _mean(runs: Sequence[Run], key: str) -> float:
+    return float(np.mean([run[key] for run in runs]))
+
+
+def _proof(runs: Sequence[Run]) -> str:
+    said = {
+        ("exact: holds" if run["proof"]["holds"] else "exact: DOES NOT HOLD")
+        if run["proof"]["guarantee"] == "exact"
+        else "measured"
+        for run in runs
+    }
+    return ", ".join(sorted(said))
+
+
+def pareto(result: Compared) -> bytes:
+    """PNG: pictures against what the text lost, each arm with both intervals."""
+    module = require("matplotlib.figure", extra="eval")
+    figure = module.Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, runs in result.found.items():
+        vision, text = figures.vision(runs), figures.text(runs)
+        if vision is None:
+            continue
+        x = text.value if text is not None else None
+        colour = LIGHT["own" if all(run["proof"]["guarantee"] == "exact" for run in runs) else "base"]
+        at = x.value if x is not None else 0.0
+        axes.plot([at] * 2, [vision.value.low, vision.value.high], color=colour, alpha=0.4)
+        if x is not None:
+            axes.plot([x.low, x.high], [vision.value.value] * 2, color=colour, alpha=0.4)
+        axes.plot(at, vision.value.value, "o", color=colour)
+        axes.annotate(name, (at, vision.value.value), (6, 4), textcoords="offset points", fontsize=9)
+    axes.axvline(0.0, color=LIGHT["line"])
+    axes.set(xlabel="loss of text minus the base's, nats a token", ylabel="pictures: share of right answers")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=120)
+    return out.getvalue()
+
+
+def html(result: Compared, plot: bytes) -> str:
+    """The page, without files beside it."""
+    source = f"data:image/png;base64,{base64.b64encode(plot).decode('ascii')}"
+    title = result.plan.description or f"Comparison {result.plan.name}".strip()
+    return page(
+        title,
+        join(
+            h("h1", title),
+            h("ul", *(h("li", line) for line in _lead(result)), class_="lead"),
+            h("h2", "Arms"),
+            _table(rows(result)),
+            h("ul", *(h("li", note, class_="soft") for note in NOTES)),
+            h("h2", "Pictures against text"),
+            h("p", Html(f'<img style="max-width: 100%" alt="{_told(result)}" src="{source}">')),
+            h("h2", "What was tested") if result.tests else Html(""),
+            _table(_tests(result)),
+            h("h2", "The same pictures, every arm"),
+            _gallery(result),
+            h("h2", "What was run"),
+            _facts(result),
+        ),
+    )
+
+
+def markdown(result: Compared) -> str:
+    """The numbers for a repository."""
+    title = result.plan.description or f"Comparison {result.plan.name}".strip()
+    parts = [f"# {title}", "", *(f"* {line}" for line in _lead(result)), "", *_markdown(rows(result)), ""]
+    if result.tests:
+        parts += ["## What was tested", "", *_markdown(_tests(result)), ""]
+    parts += [*(f"* {note}" for note in NOTES), *(f"* {k}: {v}." for k, v in facts(result).items()), ""]
+    return "\n".join(parts)
+
+
+def _lead(result: Compared) -> list[str]:
+    """What was found, then what is missing."""
+    lines = figures.findings(result.tests, result.found)
+    lines += [f"{name} failed: {why}" for name, why in result.failed.items()]
+    if result.waiting:
+        lines.append(f"Not run yet: {', '.join(result.waiting)}.")
+    return lines or ["No comparison was to be tested."]
+
+
+def _told(result: Compared) -> str:
+    """The plot in words, for those who do not see it."""
+    points = []
+    for name, runs in result.found.items():
+        vision, text = figures.vision(runs), figures.text(runs)
+        if vision is not None:
+            lost = number(text.value.value, sign=True) if text is not None else "not read"
+            points.append(f"{name}: pictures {number(vision.value.value)}, text {lost}")
+    return "; ".join(points).replace('"', "'")
+
+
+def _tests(result: Compared) -> list[dict[str, str]]:
+    return [
+        {
+            "first": t.test.first,
+            "second": t.test.second,
+            "score": t.test.score or "all pictures",
+            "first - second": f"{number(t.difference.value, sign=True)} "
+            f"{between(t.difference.low, t.difference.high, sign=True)}",
+            "p": f"{t.pvalue:.4f}",
+            "Holm": f"{t.corrected:.4f}",
+            "told apart": "yes" if t.told_apart else "no",
+        }
+        for t in result.tests
+    ]
+
+
+def facts(result: Compared) -> dict[str, str]:
+    """What was run."""
+    plan, first = result.plan, next(iter(result.found.values()))[0]
+    about = first["environment"]
+    return {
+        "base": plan.base,
+        "front-end": plan.vision if isinstance(plan.vision, str) else str(plan.vision),
+        "shared stage": f"{plan.shared.steps} steps of {plan.budget.batch_size}, rate {plan.shared.rate:g}",
+        "each arm": f"{plan.budget.steps} steps of {plan.budget.batch_size}",
+        "seeds": ", ".join(map(str, plan.seeds)),
+        "items": ", ".join(f"{title} {len(items['ids'])}" for title, items in first["items"].items()),
+        "versions": ", ".join(f"{k} {about[k]}" for k in ("tsugiki", "torch", "transformers", "python") if k in about),
+    }
+
+
+def _facts(result: Compared) -> Html:
+    return h("dl", *(item for k, v in facts(result).items() for item in (h("dt", k), h("dd", v))))
+
+
+def _gallery(result: Compared) -> Html:
+    """A picture once, below it every arm's answer under its first seed."""
+    first = {name: runs[0]["shown"] for name, runs in result.found.items()}
+    roots = {name: path.parent for name, path in result.plan.data.ask.items()}
+    found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for name, shown in first.items():
+        for answer in shown:
+            found.setdefault((answer["task"], answer["id"]), {})[name] = answer
+    return h("div", *(_figure(title, answers, roots) for (title, _), answers in found.items()), class_="gallery")
+
+
+def _figure(title: str, answers: Mapping[str, Mapping[str, Any]], roots: Mapping[str, Path]) -> Html:
+    one = next(iter(answers.values()))
+    root = roots.get(title.split(": ")[0], next(iter(roots.values())))
+    drawn = Html("")
+    if one["picture"]:
+        boxes = [_box(b) for answer in answers.values() for b in answer["boxes"][:1]]
+        try:
+            drawn = picture(root / one["picture"], boxes, [_box(b) for b in one["gold_boxes"]])
+        except (ImageError, OSError) as error:  # a page is written even when a picture has gone since
+            drawn = h("p", f"(no picture: {error})", class_="soft")
+    lines = [h("p", f"{title}: {one['question']}"), h("p", h("b", "true: ", class_="gold"), one["gold"] or "(nothing)")]
+    for name, answer in answers.items():
+        mark = h("b", "✓ ", class_="yes") if answer["right"] else h("b", "✗ ", class_="no")
+        lines.append(h("p", mark, f"{name}: ", h("span", answer["text"] or "(nothing)", class_="said")))
+    return h("figure", drawn, h("figcaption", *lines))
+
+
+def _box(corners: Sequence[float]) -> Box:
+    return Box(*corners)
+
+
+def _table(content: Sequence[Mapping[str, str]]) -> Html:
+    if not content:
+        return Html("")
+    heads = [key for key in content[0] if any(row.get(key) for row in content)]
+    head = h("thead", h("tr", *(h("th", key, scope="col") for key in heads)))
+    body = []
+    for row in content:
+        cells = [h("td", row.get(key, ""), data_label=key, class_="name" if key == heads[0] else None) for key in heads]
+        body.append(h("tr", *cells))
+    # Wider than a screen it scrolls, by the keyboard too.
+    return h("div", h("table", head, h("tbody", *body)), class_="wide", tabindex=0, role="region", aria_label="table")
+
+
+def _markdown(content: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    heads = [key for key in content[0] if any(row.get(key) for row in content)]
+    for cells in itertools.chain([heads, ["---"] * len(heads)], ([row.get(k, "") for k in heads] for row in content)):
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,0 +1,189 @@
+"""`tsugiki compare`: methods side by side on one base, one data set, one budget and the same seeds.
+
+    <out>/  plan.json  shared/ (first stages)  runs/<arm>-<seed>/ (graft, log, proof)  arms/<arm>-<seed>.json
+            compare.html  compare.md  compare.json  pareto.png
+
+The front-end learns first, once for a seed; every arm begins with it and gets the same samples in the same order. An
+arm's file is written when it is done: a comparison that was stopped goes on with the same call. An arm that fails is
+told on the page; the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsugiki.data.files import atomic_write
+from tsugiki.errors import InputError, TsugikiError, UnknownNameError
+from tsugiki.extras import require
+from tsugiki.studies import _compare_arm as arms
+from tsugiki.studies import _compare_page
+from tsugiki.studies import _compare_plan as plans
+from tsugiki.studies._compare_arm import Place
+from tsugiki.studies._compare_figures import Tested, tested
+from tsugiki.studies._compare_plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What was found."""
+
+    out: Path
+    plan: Plan
+    found: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Arm -> its finished runs, in the order of the seeds."""
+    failed: Mapping[str, str]
+    """Arm and seed -> why."""
+    waiting: Sequence[str]
+    """Arms and seeds that were not run yet."""
+    tests: Sequence[Tested]
+
+    @property
+    def report(self) -> Path:
+        return self.out / "compare.html"
+
+
+def compare(
+    plan: str | Path | Mapping[str, Any] | Plan,
+    out: str | Path,
+    *,
+    only: Sequence[str] = (),
+    make: arms.Build | None = None,
+    say: Callable[[str], None] = print,
+) -> Compared:
+    """Run what is not finished yet, then write the page.
+
+    Args:
+        plan: a YAML file, its fields, or a Plan.
+        out: the comparison's folder.
+        only: arms (`wings`), or arms under a seed (`wings:0`); () = all.
+        make: builds models instead of `build_model`; then everything runs in this process. By default, and from a YAML
+            file, each arm has a process of its own: its memory is its own, and a crash takes nothing along.
+        say: told what goes on.
+
+    Raises:
+        RecipeError: a plan that can't be run.
+        UnknownNameError: an arm, method, task or suite that does not exist.
+        StoreError: `out` holds another comparison, or the disk is full.
+    """
+    require("statsmodels", extra="eval")
+    require("matplotlib", extra="eval")
+    wanted, folder = plans.load(plan), Path(out)
+    chosen = _chosen(wanted, only)
+    alone = make is None and isinstance(plan, str | Path)
+    failed: dict[str, str] = {}
+    places = [Place(out=folder, name=name, seed=seed) for seed in wanted.seeds for name in _ordered(wanted)]
+    todo = [place for place in places if (place.name, place.seed) in chosen and arms.read(wanted, place) is None]
+    started = time.monotonic()
+    for number, place in enumerate(todo):
+        say(f"{place.stem}: {number + 1} of {len(todo)}{_left(time.monotonic() - started, number, len(todo))}")
+        try:
+            if alone:
+                _in_process(Path(str(plan)), place, say)
+            else:
+                arms.run(wanted, place, **({"make": make} if make is not None else {}), say=say)
+        except (TsugikiError, RuntimeError, MemoryError) as error:
+            failed[place.stem] = " ".join(str(error).split())[:500] or type(error).__name__
+            say(f"{place.stem} failed: {failed[place.stem]}")
+    return write(wanted, folder, failed)
+
+
+def write(plan: Plan, folder: Path, failed: Mapping[str, str]) -> Compared:
+    """The page, its Markdown and the numbers, of all arms that are finished.
+
+    Raises:
+        InputError: none is.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    waiting = []
+    for name in plan.arms:
+        for seed in plan.seeds:
+            place = Place(out=folder, name=name, seed=seed)
+            if (run := arms.read(plan, place)) is not None:
+                found.setdefault(name, []).append(run)
+            elif place.stem not in failed:
+                waiting.append(place.stem)
+    if not found:
+        first = next(iter(failed.items()), None)
+        why = f"; {first[0]}: {first[1]}" if first is not None else ""
+        raise InputError(f"no arm is finished{why}", expected="one at least", where=str(folder))
+    result = Compared(
+        out=folder, plan=plan, found=found, failed=dict(failed), waiting=waiting, tests=tested(plan, found)
+    )
+    content = {
+        "plan": plan.model_dump(mode="json", exclude={"data"}),
+        "rows": _compare_page.rows(result),
+        "tests": [
+            {"first": t.test.first, "second": t.test.second, "score": t.test.score, "difference": t.difference.value,
+             "low": t.difference.low, "high": t.difference.high, "items": t.difference.n, "p": t.pvalue,
+             "holm": t.corrected}
+            for t in result.tests
+        ],
+        "failed": dict(failed),
+        "waiting": waiting,
+        "environment": next(iter(found.values()))[0]["environment"],
+    }  # fmt: skip
+    picture = _compare_page.pareto(result)
+    atomic_write(folder / "pareto.png", picture)
+    atomic_write(folder / "compare.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+    atomic_write(folder / "compare.md", _compare_page.markdown(result))
+    atomic_write(result.report, _compare_page.html(result, picture))
+    return result
+
+
+def _chosen(plan: Plan, only: Sequence[str]) -> set[tuple[str, int]]:
+    """Arms and seeds that are wanted, with those that they mix."""
+    found: set[tuple[str, int]] = set()
+    for item in only or plan.arms:
+        name, _, seed = item.partition(":")
+        if name not in plan.arms:
+            raise UnknownNameError("arm", name, plan.arms, where="--only")
+        if seed and (not seed.lstrip("-").isdigit() or int(seed) not in plan.seeds):
+            raise InputError(
+                f"seed {seed!r} of {name}", expected=f"one of {', '.join(map(str, plan.seeds))}", where="--only"
+            )
+        for each in (int(seed),) if seed else plan.seeds:
+            found |= {(n, each) for n in (name, plan.arms[name].mix_of) if n}
+    return found
+
+
+def _ordered(plan: Plan) -> list[str]:
+    """Arms that mix another one come after it."""
+    return sorted(plan.arms, key=lambda name: bool(plan.arms[name].mix_of))
+
+
+def _in_process(plan: Path, place: Place, say: Callable[[str], None]) -> None:
+    """An arm in a process of its own; its lines are told on.
+
+    Raises:
+        TsugikiError: it ended badly; in its own last words.
+    """
+    command = [sys.executable, "-m", "tsugiki.studies._compare_arm", str(plan), str(place.out), place.name,
+               str(place.seed)]  # fmt: skip
+    last = ""
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
+    ) as run:
+        assert run.stderr is not None
+        try:
+            for line in run.stderr:
+                if line.strip():
+                    last = line.strip()
+                    say(last)
+        except BaseException:
+            run.kill()
+            raise
+    if run.returncode:
+        ended = f"signal {-run.returncode}" if run.returncode < 0 else f"exit code {run.returncode}"
+        raise TsugikiError(last or ended, expected="a finished arm", where=f"{place.stem}, {ended}")
+
+
+def _left(seconds: float, done: int, every: int) -> str:
+    """Time left, from what was done so far."""
+    return f", about {seconds / done * (every - done) / 60:.0f} min left" if done else ""

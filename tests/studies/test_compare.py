@@ -1,0 +1,221 @@
+"""Methods side by side on tiny models that lie in folders, as a user's do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers as hf
+import yaml
+from tests.mixing._folders import llm
+from tests.studies._pictures import folder as pictures
+
+from tsugiki.data import schema
+from tsugiki.data.convert import imagefolder
+from tsugiki.errors import InputError, RecipeError, StoreError, UnknownNameError
+from tsugiki.evals import stats
+from tsugiki.studies import _compare_arm as arms
+from tsugiki.studies import _compare_figures as figures
+from tsugiki.studies import _compare_plan as plans
+from tsugiki.studies.compare import Compared, compare
+
+ARMS: dict[str, Any] = {
+    "projector": {},
+    "wings": {"options": {"rank": 2}},
+    "full_finetune": {"train": {"projector": 1e-3, "llm": 1e-2}},
+    "pulled back": {"mix_of": "full_finetune", "beta": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan beside its data, a base and a tower."""
+    root = tmp_path_factory.mktemp("comparison")
+    llm(root / "llm")
+    config = hf.ViTConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    hf.ViTModel(config).save_pretrained(root / "tower")
+    (root / "tower" / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}})
+    )
+    samples = imagefolder.convert(pictures(root / "pictures", (8, 8)))
+    schema.write(root / "train.jsonl", samples[::2])
+    schema.write(root / "ask.jsonl", samples[1::2])
+    content = {
+        "base": str(root / "llm"),
+        "vision": str(root / "tower"),
+        "data": {"train": "train.jsonl", "ask": "ask.jsonl"},
+        "shared": {"steps": 2, "warm_start": False},
+        "budget": {"steps": 2, "batch_size": 4},
+        "seeds": [0, 1],
+        "arms": ARMS,
+        "comparisons": [["wings", "projector"], ["full_finetune", "projector", "decisions"]],
+        "asked": {"tasks": ["decisions"], "retention": [], "answers": 0, "shown": 3},
+    }
+    (root / "plan.yaml").write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    return root / "plan.yaml"
+
+
+@pytest.fixture(scope="module")
+def done(plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """The whole comparison, in this process."""
+    fields = plans.load(plan_file)
+    return compare(fields, tmp_path_factory.mktemp("done"), say=lambda _: None)
+
+
+def fields(plan_file: Path, **changes: Any) -> dict[str, Any]:
+    """The plan as a dict, its paths whole."""
+    content = yaml.safe_load(plan_file.read_text())
+    content["data"] = {k: str(plan_file.parent / v) for k, v in content["data"].items()}
+    return {**content, **changes}
+
+
+def test_every_arm_and_seed_is_trained_asked_and_proven(done: Compared) -> None:
+    assert {name: [run["seed"] for run in runs] for name, runs in done.found.items()} == {n: [0, 1] for n in ARMS}
+    assert not done.failed and not done.waiting
+    for name, runs in done.found.items():
+        for run in runs:
+            exact = name in ("projector", "wings")
+            assert run["proof"]["guarantee"] == ("exact" if exact else "bounded")
+            assert run["proof"]["holds"] and run["proof"]["prompts"] > 0 or not exact
+            assert len(run["items"]["decisions"]["ids"]) == 8
+            assert run["speed"]["first"]["ratio"] > 0 and run["stored_mb"] > 0
+
+
+def test_arms_of_a_seed_begin_with_the_same_front_end(done: Compared) -> None:
+    shared = list((done.out / "shared").glob(f"*/{arms.FRONTEND}"))
+    assert len(shared) == 2  # one front-end, two seeds
+
+
+def test_a_mixed_arm_takes_the_run_of_the_other(done: Compared) -> None:
+    for mixed, whole in zip(done.found["pulled back"], done.found["full_finetune"], strict=True):
+        assert mixed["losses"] == whole["losses"] and mixed["beta"] == 0.5
+
+
+def test_the_same_call_runs_nothing_again(done: Compared) -> None:
+    told: list[str] = []
+    again = compare(done.plan, done.out, say=told.append)
+    assert not told
+    assert [t.pvalue for t in again.tests] == [t.pvalue for t in done.tests]
+
+
+def test_the_same_seed_gives_the_same_answers(done: Compared, tmp_path: Path) -> None:
+    again = compare(done.plan, tmp_path, only=["wings:1"], say=lambda _: None)
+    assert again.found["wings"][0]["losses"] == done.found["wings"][1]["losses"]
+    assert again.found["wings"][0]["items"] == done.found["wings"][1]["items"]
+    assert "projector-0" in again.waiting
+
+
+def test_an_arm_has_a_process_of_its_own(plan_file: Path, done: Compared, tmp_path: Path) -> None:
+    found = compare(plan_file, tmp_path, only=["projector:0"], say=lambda _: None)
+    assert found.found["projector"][0]["items"] == done.found["projector"][0]["items"]
+    assert found.found["projector"][0]["peak_mb"] >= 0
+
+
+def test_the_page_is_whole_and_shows_every_arm(done: Compared) -> None:
+    page = done.report.read_text()
+    assert all(name in page for name in ARMS)
+    assert page.count("<figure>") == 3
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources and all(source.startswith("data:") for source in sources)
+    markdown = (done.out / "compare.md").read_text()
+    assert markdown.count("\n| ") >= len(ARMS)
+    content = json.loads((done.out / "compare.json").read_text())
+    assert [row["arm"] for row in content["rows"]] == list(ARMS)
+
+
+def test_an_arm_that_fails_is_told_and_the_others_go_on(plan_file: Path, tmp_path: Path) -> None:
+    broken = {"projector": {}, "broken": {"method": "wings", "stage": {"loss": "no such loss"}}}
+    found = compare(fields(plan_file, arms=broken, seeds=[0], comparisons=[]), tmp_path, say=lambda _: None)
+    assert list(found.found) == ["projector"]
+    assert "no such loss" in found.failed["broken-0"]
+    assert "no such loss" in found.report.read_text()
+
+
+def test_another_plan_in_the_folder_is_refused(plan_file: Path, done: Compared) -> None:
+    other = fields(plan_file, budget={"steps": 3, "batch_size": 4})
+    with pytest.raises(StoreError, match="other settings or data"):
+        compare(other, done.out, say=lambda _: None)
+
+
+def test_nothing_finished_is_one_line(plan_file: Path, tmp_path: Path) -> None:
+    broken = {"broken": {"method": "wings", "stage": {"loss": "no such loss"}}}
+    with pytest.raises(InputError, match="no arm is finished; broken-0"):
+        compare(fields(plan_file, arms=broken, seeds=[0], comparisons=[]), tmp_path, say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"arms": {"wing": {}}, "comparisons": []}, UnknownNameError, "wings"),
+        ({"asked": {"tasks": ["decision"]}}, UnknownNameError, "decisions"),
+        ({"asked": {"retention": ["wikis"]}}, UnknownNameError, "wiki"),
+        ({"comparisons": [["wings", "iaa"]]}, RecipeError, "'iaa'"),
+        ({"comparisons": [["wings", "projector"]] * 7}, RecipeError, "at most 6"),
+        ({"arms": {"a/b": {"method": "wings"}}, "comparisons": []}, RecipeError, "'a/b'"),
+        ({"data": {"train": "no.jsonl", "ask": "no.jsonl"}}, RecipeError, "no such file"),
+        ({"seeds": [1, 1]}, RecipeError, "stands twice"),
+        ({"arms": {"projector": {"replay": 1}}, "comparisons": []}, RecipeError, "data.text"),
+        ({"arms": {"m": {"mix_of": "x"}}, "comparisons": []}, RecipeError, "no arm that is trained"),
+        ({"bugdet": {}}, RecipeError, "'budget'"),
+    ],
+)
+def test_bad_plans(plan_file: Path, change: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        plans.load(fields(plan_file, **change))
+
+
+def test_unknown_arm_and_seed(plan_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="wings"):
+        compare(plan_file, tmp_path, only=["wing"])
+    with pytest.raises(InputError, match="seed '7'"):
+        compare(plan_file, tmp_path, only=["wings:7"])
+
+
+def run(arm: str, seed: int, right: Mapping[str, int], **text: float) -> dict[str, Any]:
+    """An arm's file, as far as figures read it."""
+    ids = list(right)
+    items = {"decisions": {"ids": ids, "kinds": ["x"] * len(ids), "right": [right[i] for i in ids]}}
+    lost = [{"task": "wiki", "metric": "loss", "n": 9, **text}] if text else []
+    proof = {"guarantee": "bounded", "holds": True}
+    return {"arm": arm, "seed": seed, "items": items, "text": lost, "proof": proof}
+
+
+def test_figures_against_loops() -> None:
+    rng = np.random.default_rng(0)
+    values = {(arm, seed): {f"i{k}": int(rng.random() < p) for k in range(40)}
+              for arm, p in (("a", 0.9), ("b", 0.4), ("c", 0.85)) for seed in (0, 1)}  # fmt: skip
+    found = {arm: [run(arm, seed, values[arm, seed]) for seed in (0, 1)] for arm in "abc"}
+    plan = plans.Plan.model_validate(
+        {"base": "x", "data": {"train": "t", "ask": "a"}, "arms": {"a": {}, "b": {}, "c": {}},
+         "comparisons": [["a", "b"], ["a", "c"]]}
+    )  # fmt: skip
+    mean = figures.vision(found["a"])
+    assert mean is not None
+    total = sum(sum(values["a", seed].values()) for seed in (0, 1))
+    assert mean.value.value == pytest.approx(total / 80)
+    assert mean.seeds == tuple(sum(values["a", seed].values()) / 40 for seed in (0, 1))
+    tests = figures.tested(plan, found)
+    gaps = [sum(values["a", s][f"i{k}"] - values["b", s][f"i{k}"] for k in range(40)) for s in (0, 1)]
+    assert tests[0].difference.value == pytest.approx(sum(gaps) / 80)
+    small, large = sorted(t.pvalue for t in tests)
+    assert sorted(t.corrected for t in tests) == pytest.approx([min(1, 2 * small), max(2 * small, large)])
+    assert tests[0].told_apart and not tests[1].told_apart
+    assert any("not told apart" in line for line in figures.findings(tests, found))
+
+
+def test_text_is_the_mean_of_seeds_and_of_their_intervals() -> None:
+    ends = [(0.1, 0.05, 0.15), (0.3, 0.2, 0.5)]
+    runs = [run("a", i, {"x": 1}, value=3.0, difference=d, difference_low=low, difference_high=high)
+            for i, (d, low, high) in enumerate(ends)]  # fmt: skip
+    lost = figures.text(runs)
+    assert lost is not None and lost.seeds == (0.1, 0.3)
+    assert (lost.value.value, lost.value.low, lost.value.high) == pytest.approx((0.2, 0.125, 0.325))
+    assert any(line.startswith("a costs text: +0.200") for line in figures.findings([], {"a": runs}))
+    assert stats.ALPHA == 0.05
