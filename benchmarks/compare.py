@@ -11,6 +11,7 @@ other photographs are asked. The plan is compare.yaml; the page with pictures st
 from __future__ import annotations
 
 import argparse
+import random
 import shutil
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def data(folder: Path) -> Path:
         photographs, rest = fabric.draw(0, LABELS)
         schema.write(folder / "train.jsonl", [*learn, *photographs])
         schema.write(folder / "scenes.jsonl", ask)
-        schema.write(folder / "fabric.jsonl", rest[:PHOTOGRAPHS])
+        schema.write(folder / "fabric.jsonl", random.Random(0).sample(rest, PHOTOGRAPHS))  # they come by class
         documents = (Sample(id=a.title, messages=(Message.of("assistant", a.text),)) for a in articles("train"))
         schema.write(folder / "text.jsonl", [d for d, _ in zip(documents, range(DOCUMENTS), strict=False)])
         shutil.copyfile(PLAN, plan)
@@ -57,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = assets.cache_dir() / "runs" / "compare"
     plan = data(folder)
-    done = write(plans.load(plan), folder, {}) if given.only == [] else compare(plan, folder, only=given.only or ())
+    done = write(plans.load(plan), folder) if given.only == [] else compare(plan, folder, only=given.only or ())
     for file in ("compare.md", "compare.json"):
         shutil.copyfile(folder / file, RESULTS / file)
     shutil.copytree(folder / "arms", RESULTS / "compare", dirs_exist_ok=True)

@@ -66,6 +66,7 @@ def balanced(samples: Sequence[Sample], n: int) -> list[Sample]:
         if left[label]:
             left[label] -= 1
             chosen.append(sample)
+    random.Random(1).shuffle(chosen)  # else the tail is what the rarer answer has left
     return chosen
 
 

@@ -524,16 +524,25 @@ def measured(score: Score) -> dict[str, task.Result]:
 
 def test_eval(run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path) -> None:
     evaluate = fake("tsugiki.evals.task.measure", measured(score(0.5)))
+    write = fake("tsugiki.evals.results.write", None)
     (tmp_path / "train.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": "?"}]}\n')
     result = run("eval", "graft", "--task", "decisions", "--data", "t.jsonl", "--limit", 5, "--seconds", 9,
                  "--train", "train.jsonl", "--out", "scores.json", "--report", "page.md")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "accuracy" in result.stdout
-    assert json.loads((tmp_path / "scores.json").read_text())[0]["value"] == 0.5
+    assert (write.given["path"], write.given["scores"]) == (Path("scores.json"), [score(0.5)])
+    assert write.given["data"] == [Path("t.jsonl"), Path("train.jsonl")]
+    assert write.given["settings"] == {"tasks": ["decisions"], "limit": 5, "seconds": 9.0, "bank": None}
     assert "| decisions | accuracy |" in (tmp_path / "page.md").read_text()
     settings = evaluate.given["settings"]
     assert (settings["limit"], settings["seconds"], len(settings["train"])) == (5, 9.0, 1)
     assert (evaluate.given["tasks"], evaluate.given["data"]) == (["decisions"], Path("t.jsonl"))
+
+
+def test_suite_is_another_word_for_task(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None:
+    evaluate = fake("tsugiki.evals.task.measure", measured(score(0.5)))
+    assert run("eval", "graft", "--suite", "iit").exit_code == 0
+    assert (evaluate.given["tasks"], evaluate.given["data"]) == (["iit"], None)
 
 
 def test_eval_within_a_budget(run: Run, fake: Callable[[str, Any], Call], model: Call, tmp_path: Path) -> None:

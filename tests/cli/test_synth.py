@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.evals.test_iit import choices
+from tests.synth.test_iit import encode, pictures
 from typer.testing import CliRunner, Result
 
 from tsugiki.cli import app
 from tsugiki.data import schema
+from tsugiki.evals.tasks import iit as suite
+from tsugiki.evals.text_items import Choice
 from tsugiki.synth import scout
 from tsugiki.types import Message, Sample
 
@@ -213,3 +217,18 @@ def test_questions_from_scenes(command: str, task: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     result = CliRunner().invoke(app, ["synth", command, str(tmp_path / "scenes.jsonl"), "--out", str(out)])
     assert result.exit_code == 0 and {s.task for s in schema.load(out)} == {task}
+
+
+def test_conversations(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    def make(n: int, *, seed: int = 0) -> list[Choice]:
+        return choices("title", 12)
+
+    monkeypatch.setattr(suite, "SORTS", {"title": make})
+    monkeypatch.setattr(suite, "SentenceEncoder", lambda: encode)
+    schema.write("own.jsonl", pictures())
+    given = ["synth", "iit", "5", "--data", "own.jsonl", "--licence", "CC0-1.0", "--out", "made"]
+    result = CliRunner().invoke(app, given, catch_exceptions=False)
+    assert result.exit_code == 0 and "made/iit.jsonl: 35 conversations" in result.output
+    assert schema.check("made/iit.jsonl") == [] and len(suite.select(schema.load("made/iit.jsonl"))) == 35
+    card = json.loads(Path("made/iit.json").read_text())
+    assert [s["licence"] for s in card["sources"]] == ["CC-BY-SA-4.0", "Apache-2.0", "CC0-1.0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from tsugiki import testing
 from tsugiki.errors import DataError, UnknownNameError, UnsupportedError
 from tsugiki.evals import harness
 from tsugiki.evals._sides import Sides, joined
+from tsugiki.evals.options import without_pictures
+from tsugiki.types import Message, Sample
 
 OPTIONS = (("a cat", "b", "the dog", "cd"), ("x", "yes, it is", "no", "q"), ("one", "two", "three", "four"))
 DOCUMENTS = [{"context": f"Question {i}:", "options": list(o), "answer": i % 4} for i, o in enumerate(OPTIONS)]
@@ -61,8 +64,8 @@ def test_the_loss_is_the_sum_over_tokens_and_ours(model: Any) -> None:
 
 def test_after_a_picture_the_base_reads_the_same_question(model: Any) -> None:
     pictures = testing.tiny_images(2)
-    lm = harness.picture_lm(model, pictures)
-    bare = harness.picture_lm(model, pictures, llm=model.language_model)
+    lm = harness.chat_lm(model, pictures)
+    bare = harness.chat_lm(model, pictures, llm=model.language_model)
     requests = [_Request(i, (d["context"], f" {o}")) for i, d in enumerate(DOCUMENTS) for o in d["options"]]  # type: ignore[attr-defined]
     own, base = lm.loglikelihood(requests), bare.loglikelihood(requests)
     assert len(own) == len(base) == 12
@@ -79,6 +82,32 @@ def test_after_a_picture_the_base_reads_the_same_question(model: Any) -> None:
     assert all(a[0] != b[0] for a, b in zip(own, base, strict=True))
 
 
+def test_generated_answers_are_greedy_ones_and_judged_by_the_rules(model: Any) -> None:
+    prompts = [f"Say {word}." for word in ("one", "two", "three")]
+    pictures = testing.tiny_images(2)
+    for shown in ((), pictures):
+        for llm in (None, model.language_model):
+            expected = []
+            for i, prompt in enumerate(prompts):
+                turns = (Message.of("user", prompt),)
+                turns = harness.after_picture(turns, shown[i % 2]) if shown else turns
+                sample = Sample(id="", messages=turns)
+                sample = sample if llm is None else without_pictures(sample)
+                inputs = model.encode_samples([sample], add_generation_prompt=True).inputs()
+                ids = (llm or model).generate(**inputs, do_sample=False, max_new_tokens=64)
+                new = ids[0, inputs["input_ids"].shape[1] :]
+                expected.append(model.tokenizer.decode(new, skip_special_tokens=True).strip())
+            checks = [
+                [["exact", {"answer": expected[0]}]],
+                [["exact", {"answer": "no such"}]],
+                [["regex", {"pattern": "."}]],
+            ]
+            documents = [{"context": p, "checks": json.dumps(c)} for p, c in zip(prompts, checks, strict=True)]
+            found = harness.outcomes(harness.chat_lm(model, shown, llm=llm), {"own_answers": documents})["own_answers"]
+            assert [o.text for o in found] == expected
+            assert [o.value for o in found] == [1.0, 0.0, 1.0]
+
+
 class _Request:
     """A request as lm-eval makes it."""
 
@@ -87,9 +116,7 @@ class _Request:
 
 
 def test_what_can_t_be_asked_is_refused(model: Any) -> None:
-    lm = harness.picture_lm(model, testing.tiny_images(1))
-    with pytest.raises(UnsupportedError):
-        lm.generate_until([])
+    lm = harness.chat_lm(model, testing.tiny_images(1))
     with pytest.raises(UnsupportedError):
         harness.run(lm, {"wiki_loss": [{"text": "x"}]})
     with pytest.raises(UnknownNameError, match="title_choice"):
@@ -105,7 +132,15 @@ def test_the_tokenizer_is_left_alone(model: Any) -> None:
 
 
 def test_local_tasks() -> None:
-    assert harness.tasks() == ["next_sentence", "title_choice", "wiki_loss"]
+    assert harness.tasks() == [
+        "arithmetic",
+        "definition_choice",
+        "instructions",
+        "next_sentence",
+        "own_answers",
+        "title_choice",
+        "wiki_loss",
+    ]
 
 
 @pytest.mark.assets("wiki")
@@ -114,7 +149,7 @@ def test_items_from_wikipedia() -> None:
 
     train, test = ({a.title for a in text_items.articles(s)} for s in ("train", "test"))
     assert not train & test and len(test) > 2500
-    for make in (text_items.title_choice, text_items.next_sentence):
+    for make in (text_items.title_choice, text_items.next_sentence, text_items.definition_choice):
         items = make(200)
         assert items == make(200) and items != make(200, seed=1)
         assert len({i.id for i in items}) == 200 and all(len(set(i.options)) == 4 for i in items)

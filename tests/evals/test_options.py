@@ -54,6 +54,18 @@ def test_equals_the_loop(graft: str, family: str) -> None:
             assert value == pytest.approx(one_by_one(model, sample, option), abs=1e-10)
 
 
+@pytest.mark.parametrize("pictured", ["first", "last"])
+def test_earlier_turns_are_no_part_of_the_score(pictured: str) -> None:
+    model = testing.tiny_model().double()
+    shown, asked = samples()[:2]
+    earlier, last = (shown, without_pictures(asked)) if pictured == "first" else (without_pictures(shown), asked)
+    talk = replace(last, messages=(*earlier.messages, *last.messages))
+    (found,) = OptionScorer(model)([talk])
+    told = [one_by_one(model, talk, option) for option in OPTIONS]
+    before = one_by_one(model, replace(talk, messages=earlier.prompt), "cat")
+    assert found.logprobs == pytest.approx([value - before for value in told], abs=1e-10)
+
+
 def test_the_bare_llm_scores_as_the_models_text_path() -> None:
     model = testing.tiny_model()
     blind = [without_pictures(s) for s in samples()]

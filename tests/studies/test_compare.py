@@ -17,7 +17,7 @@ from tests.studies._pictures import folder as pictures
 
 from tsugiki.data import schema
 from tsugiki.data.convert import imagefolder
-from tsugiki.errors import InputError, RecipeError, StoreError, UnknownNameError
+from tsugiki.errors import DataError, InputError, RecipeError, StoreError, UnknownNameError
 from tsugiki.evals import stats
 from tsugiki.studies import _compare_arm as arms
 from tsugiki.studies import _compare_figures as figures
@@ -132,7 +132,10 @@ def test_the_page_is_whole_and_shows_every_arm(done: Compared) -> None:
 
 def test_an_arm_that_fails_is_told_and_the_others_go_on(plan_file: Path, tmp_path: Path) -> None:
     broken = {"projector": {}, "broken": {"method": "wings", "stage": {"loss": "no such loss"}}}
-    found = compare(fields(plan_file, arms=broken, seeds=[0], comparisons=[]), tmp_path, say=lambda _: None)
+    plan = fields(plan_file, arms=broken, seeds=[0], comparisons=[["broken", "projector"]])
+    compare(plan, tmp_path, say=lambda _: None)
+    found = compare(plan, tmp_path, only=["projector"], say=lambda _: None)  # told again by the next call
+    assert [t.first for t in found.untested] == ["broken"] and "Not tested" in found.report.read_text()
     assert list(found.found) == ["projector"]
     assert "no such loss" in found.failed["broken-0"]
     assert "no such loss" in found.report.read_text()
@@ -160,6 +163,13 @@ def test_nothing_finished_is_one_line(plan_file: Path, tmp_path: Path) -> None:
         ({"comparisons": [["wings", "projector"]] * 7}, RecipeError, "at most 6"),
         ({"arms": {"a/b": {"method": "wings"}}, "comparisons": []}, RecipeError, "'a/b'"),
         ({"data": {"train": "no.jsonl", "ask": "no.jsonl"}}, RecipeError, "no such file"),
+        (
+            {"arms": {"m": {"mix_of": "p", "method": "wings"}, "p": {"method": "wings"}}, "comparisons": []},
+            RecipeError,
+            "'method' of its own|has method of its own",
+        ),
+        ({"asked": {"tasks": ["grounding"]}}, DataError, "0 samples for grounding"),
+        ({"comparisons": [["wings", "projector", "", "x"]]}, RecipeError, "comparisons"),
         ({"seeds": [1, 1]}, RecipeError, "stands twice"),
         ({"arms": {"projector": {"replay": 1}}, "comparisons": []}, RecipeError, "data.text"),
         ({"arms": {"m": {"mix_of": "x"}}, "comparisons": []}, RecipeError, "no arm that is trained"),
@@ -176,12 +186,31 @@ def test_unknown_arm_and_seed(plan_file: Path, tmp_path: Path) -> None:
         compare(plan_file, tmp_path, only=["wing"])
     with pytest.raises(InputError, match="seed '7'"):
         compare(plan_file, tmp_path, only=["wings:7"])
+    with pytest.raises(InputError, match="seed '²'"):
+        compare(plan_file, tmp_path, only=["wings:²"])
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{"])
+def test_a_damaged_arm_is_one_line(plan_file: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "arms").mkdir()
+    (tmp_path / "arms" / "projector-0.json").write_text(content)
+    with pytest.raises(StoreError, match="Delete it"):
+        compare(plan_file, tmp_path, only=["projector:0"])
+
+
+def test_a_file_with_one_id_twice_is_refused(plan_file: Path, tmp_path: Path) -> None:
+    samples = schema.load(plan_file.parent / "ask.jsonl")
+    schema.write(tmp_path / "ask.jsonl", [samples[0], samples[0]])
+    data = {"train": str(plan_file.parent / "train.jsonl"), "ask": str(tmp_path / "ask.jsonl")}
+    with pytest.raises(DataError, match="twice"):
+        plans.load(fields(plan_file, data=data))
 
 
 def run(arm: str, seed: int, right: Mapping[str, int], **text: float) -> dict[str, Any]:
     """An arm's file, as far as figures read it."""
     ids = list(right)
-    items = {"decisions": {"ids": ids, "kinds": ["x"] * len(ids), "right": [right[i] for i in ids]}}
+    items = {"decisions": {"ids": ids, "kinds": ["x"] * len(ids), "pictures": list(range(len(ids))),
+                           "right": [right[i] for i in ids]}}  # fmt: skip
     lost = [{"task": "wiki", "metric": "loss", "n": 9, **text}] if text else []
     proof = {"guarantee": "bounded", "holds": True}
     return {"arm": arm, "seed": seed, "items": items, "text": lost, "proof": proof}
@@ -201,13 +230,35 @@ def test_figures_against_loops() -> None:
     total = sum(sum(values["a", seed].values()) for seed in (0, 1))
     assert mean.value.value == pytest.approx(total / 80)
     assert mean.seeds == tuple(sum(values["a", seed].values()) / 40 for seed in (0, 1))
-    tests = figures.tested(plan, found)
+    tests, untested = figures.tested(plan, found)
+    assert not untested
     gaps = [sum(values["a", s][f"i{k}"] - values["b", s][f"i{k}"] for k in range(40)) for s in (0, 1)]
     assert tests[0].difference.value == pytest.approx(sum(gaps) / 80)
     small, large = sorted(t.pvalue for t in tests)
     assert sorted(t.corrected for t in tests) == pytest.approx([min(1, 2 * small), max(2 * small, large)])
     assert tests[0].told_apart and not tests[1].told_apart
     assert any("not told apart" in line for line in figures.findings(tests, found))
+
+
+def test_questions_about_one_picture_are_no_independent_items() -> None:
+    one = run("a", 0, {f"i{k}": 1 for k in range(12)})
+    other = run("b", 0, {f"i{k}": int(k >= 6) for k in range(12)})
+    for each in (one, other):
+        each["items"]["decisions"]["pictures"] = [k // 6 for k in range(12)]
+    fields = {"base": "x", "data": {"train": "t", "ask": "a"}, "arms": {"a": {}, "b": {}}, "comparisons": [["a", "b"]]}
+    tests, _ = figures.tested(plans.Plan.model_validate(fields), {"a": [one], "b": [other]})
+    assert tests[0].difference.value == 0.5 and tests[0].pvalue == 1.0  # two pictures, one of them differs
+    mean = figures.vision([other])
+    assert mean is not None and (mean.value.low, mean.value.high) == (0.0, 1.0)
+
+
+def test_what_waits_counts_in_holm_and_a_score_that_nothing_has_is_an_error() -> None:
+    runs = {"a": [run("a", 0, {f"i{k}": 1 for k in range(9)})], "b": [run("b", 0, {f"i{k}": 0 for k in range(9)})]}
+    plan = {"base": "x", "data": {"train": "t", "ask": "a"}, "arms": {"a": {}, "b": {}, "c": {}}}
+    tests, waiting = figures.tested(plans.Plan.model_validate({**plan, "comparisons": [["a", "b"], ["a", "c"]]}), runs)
+    assert tests[0].corrected == pytest.approx(2 * tests[0].pvalue) and [t.second for t in waiting] == ["c"]
+    with pytest.raises(UnknownNameError, match="decisions/x"):
+        figures.tested(plans.Plan.model_validate({**plan, "comparisons": [["a", "b", "decisions/y"]]}), runs)
 
 
 def test_text_is_the_mean_of_seeds_and_of_their_intervals() -> None:

@@ -1,4 +1,4 @@
-"""`tsugiki synth`: questions about annotated pictures (scout, formats), and pictures of text (ocr)."""
+"""`tsugiki synth`: questions about annotated pictures (scout, formats), pictures of text (ocr), conversations (iit)."""
 
 from __future__ import annotations
 
@@ -152,8 +152,34 @@ def formats(
     _tell(out, samples, problems, left_out)
 
 
+@synth.command(epilog=example("tsugiki synth iit 200 --out iit"))
+def iit(
+    n: Annotated[int, typer.Argument(help="Last questions in words, and as many about pictures.", min=1)] = 100,
+    data: Annotated[
+        Path | None, typer.Option(help="Questions with options about one picture each (.jsonl). Default: drawn scenes.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the conversations and their card.")] = Path(
+        "iit"
+    ),
+    licence: Annotated[str, typer.Option(help="Of the data, for the card.")] = "not stated",
+    seed: Annotated[int, typer.Option(help="The same seed makes the same conversations.")] = 0,
+) -> None:
+    """Make interleaved conversations in words and pictures: what `tsugiki eval --suite iit` scores.
+
+    Seven kinds: T, TT, TTT, VT and V, TV, TTV, with gold answers in the earlier turns.
+    """
+    from tsugiki.data import schema
+    from tsugiki.evals.tasks import iit as suite
+    from tsugiki.synth.iit import FILE, write
+
+    pictures = suite.scenes(n, seed=seed) if data is None else suite.select(schema.load(data))
+    samples = suite.conversations(pictures, n, seed)
+    write(out, samples, seed=seed, sources=suite.sources(data, licence))
+    show(f"{out / FILE}: {len(samples)} conversations")
+
+
 Scenes = Annotated[Path, typer.Argument(help="samples.jsonl of scenes.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="The same seed asks the same.")]
+Seed = Annotated[int, typer.Option(help="The same seed asks the same.", min=0)]
 
 
 @synth.command(epilog=example("tsugiki synth matching scenes/samples.jsonl --out matching.jsonl"))

@@ -171,7 +171,9 @@ def predict(
 @app.command("eval", epilog=example("tsugiki eval runs/a/graft --task decisions --data test.jsonl --train train.jsonl"))
 def evaluate(
     model: Model,
-    task: Annotated[list[str] | None, typer.Option(help="Several times. Default: what the data can score.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "--suite", help="Several times. Default: what the data can score.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Own JSONL. Default: the tasks' own data.")] = None,
     train: Annotated[Path | None, typer.Option(help="The training JSONL: the yardsticks learn from it.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many samples of a task.", min=1)] = None,
@@ -188,15 +190,13 @@ def evaluate(
     base: Base = None,
 ) -> None:
     """Score a model on tasks; every figure with its error, and the bare LLM's in the same run."""
-    import json
-
     from tsugiki.cli._models import load_model
     from tsugiki.data import schema
-    from tsugiki.data.files import atomic_write
     from tsugiki.evals import report
+    from tsugiki.evals import results as results_file
     from tsugiki.evals import task as tasks
     from tsugiki.evals.retention import apply_budget, load_budget
-    from tsugiki.evals.tables import records, table
+    from tsugiki.evals.tables import table
 
     limits = None if budget is None else load_budget(budget)
     names = task or _scorable(data, limit)
@@ -211,7 +211,9 @@ def evaluate(
     scores = [score for result in results.values() for score in result.scores]
     out.print(table(scores))
     if file is not None:
-        atomic_write(file, json.dumps(records(scores), indent=2, ensure_ascii=False) + "\n")
+        asked = {"tasks": list(names), "limit": limit, "seconds": seconds, "bank": None if bank is None else str(bank)}
+        read = [path for path in (data, train, budget) if path is not None]
+        results_file.write(file, scores, loaded, data=read, settings=asked)
     if page is not None:
         answers = [answer for result in results.values() for answer in result.answers]
         report.write(report.Report(title=f"Scores of {model}", scores=scores, answers=answers), page)

@@ -1,4 +1,4 @@
-"""lm-eval on our models: its local tasks on text requests, and the same tasks asked after a picture.
+"""lm-eval on our models: its local tasks on text requests, in conversations, and asked after a picture.
 
 The tasks are `lm_tasks/*.yaml`; their documents are given in memory, so nothing is downloaded. lm-eval comes with the
 extra `eval`.
@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import yaml
 
 from tsugiki.errors import DataError, UnknownNameError, UnsupportedError
+from tsugiki.evals import rules
+from tsugiki.evals.free import FreeAnswerer
 from tsugiki.evals.options import OptionScorer, without_pictures
 from tsugiki.extras import require
 from tsugiki.types import ImagePart, ImageSource, Message, Sample, TextPart
@@ -27,6 +30,16 @@ LEAD = "Here is a picture. What I ask now has nothing to do with it.\n\n"
 Document = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one document."""
+
+    value: float
+    """The task's main metric, or nats for a loss."""
+    text: str = ""
+    """The answer, where one was generated."""
+
+
 def tasks() -> list[str]:
     """Names of the local lm-eval tasks."""
     names = (f.name for f in files("tsugiki.evals").joinpath("lm_tasks").iterdir())
@@ -34,18 +47,24 @@ def tasks() -> list[str]:
 
 
 def run(lm: Any, documents: Mapping[str, Sequence[Document]]) -> dict[str, list[float]]:
-    """Run local tasks and return one value a document, in their order: its main metric, or nats for a loss.
+    """As `outcomes`, the values alone."""
+    return {name: [o.value for o in found] for name, found in outcomes(lm, documents).items()}
+
+
+def outcomes(lm: Any, documents: Mapping[str, Sequence[Document]]) -> dict[str, list[Outcome]]:
+    """Run local tasks and return one outcome a document, in their order.
 
     Args:
-        lm: from `text_lm` or `picture_lm`, or any LM of lm-eval.
-        documents: task name -> documents; choices have "context", "options" and "answer", losses have "text".
+        lm: from `text_lm` or `chat_lm`, or any LM of lm-eval.
+        documents: task name -> documents; choices have "context", "options" and "answer", losses have "text", and
+            what is generated has "context" and "checks" (see `evals.rules`).
 
     Raises:
         UnknownNameError: no such task.
         DataError: a task without documents.
     """
     lm_eval = require("lm_eval", extra="eval")
-    with _quiet():
+    with quiet():
         built = {name: _task(name, rows) for name, rows in documents.items()}
         result = lm_eval.simple_evaluate(
             model=lm,
@@ -54,7 +73,7 @@ def run(lm: Any, documents: Mapping[str, Sequence[Document]]) -> dict[str, list[
             bootstrap_iters=0,  # intervals are paired, and so ours
             log_samples=True,
         )
-    return {name: _values(result["samples"][task.config.task], task) for name, task in built.items()}
+    return {name: _outcomes(result["samples"][task.config.task], task) for name, task in built.items()}
 
 
 def text_lm(model: Any, tokenizer: Any, *, batch_size: int = 8) -> Any:
@@ -67,7 +86,7 @@ def text_lm(model: Any, tokenizer: Any, *, batch_size: int = 8) -> Any:
     hf = require("lm_eval.models.huggingface", extra="eval")
     config = getattr(model, "language_model", model).config
     length = int(getattr(config, "max_position_embeddings", None) or 2048)
-    with _quiet():
+    with quiet():
         return hf.HFLM(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
@@ -77,37 +96,49 @@ def text_lm(model: Any, tokenizer: Any, *, batch_size: int = 8) -> Any:
         )
 
 
-def picture_lm(model: Any, pictures: Sequence[ImageSource], *, llm: Any = None, batch_size: int = 8) -> Any:
-    """An LM of lm-eval that asks every multiple-choice question in a conversation that began with a picture.
+def chat_lm(model: Any, pictures: Sequence[ImageSource] = (), *, llm: Any = None, batch_size: int = 8) -> Any:
+    """An LM of lm-eval that asks everything as the user's turn of a conversation, by the LLM's chat template.
 
     Args:
         model: the composite.
-        pictures: question i is asked after picture i modulo their number.
+        pictures: question i is asked after picture i modulo their number; () = without one.
         llm: the bare LLM instead: the same conversation without the picture.
     """
     base: Any = require("lm_eval.api.model", extra="eval").LM
-    scorer = OptionScorer(model, llm=llm, batch_size=batch_size)
 
-    class PictureLM(base):  # type: ignore[misc]
-        """Log-likelihoods of options as answers."""
+    def asked(request: Any, options: tuple[str, ...] = ()) -> Sample:
+        messages: tuple[Message, ...] = (Message.of("user", request.args[0]),)
+        if pictures:
+            messages = after_picture(messages, pictures[request.doc_id % len(pictures)])
+        sample = Sample(id=str(request.doc_id), messages=messages, options=options)
+        return sample if llm is None else without_pictures(sample)
+
+    class ChatLM(base):  # type: ignore[misc]
+        """Log-likelihoods of options as answers, and greedy answers."""
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             samples = []
-            for (_, i), found in groupby(requests, key=lambda r: (r.task_name, r.doc_id)):
-                group = [request.args for request in found]
-                context, options = group[0][0], tuple(continuation.strip() for _, continuation in group)
-                messages = after_picture([Message.of("user", context)], pictures[i % len(pictures)])
-                sample = Sample(id=str(i), messages=messages, options=options)
-                samples.append(sample if llm is None else without_pictures(sample))
+            for _, found in groupby(requests, key=lambda r: (r.task_name, r.doc_id)):
+                group = list(found)
+                samples.append(asked(group[0], tuple(request.args[1].strip() for request in group)))
+            scorer = OptionScorer(model, llm=llm, batch_size=batch_size)
             return [(value, False) for found in scorer(samples) for value in found.logprobs]
 
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+            answers: list[str] = []
+            for length, found in groupby(requests, key=lambda r: r.args[1]["max_gen_toks"]):
+                answerer = FreeAnswerer(model, llm=llm, batch_size=batch_size, max_new_tokens=length)
+                answers += answerer([asked(request) for request in found])
+            return answers
+
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            raise _unsupported("loglikelihood_rolling")
+            raise UnsupportedError(
+                "a request of the kind loglikelihood_rolling in a conversation",
+                expected="multiple choice, or an answer",
+                fix="Measure it on text requests with text_lm.",
+            )
 
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            raise _unsupported("generate_until")
-
-    return PictureLM()
+    return ChatLM()
 
 
 def after_picture(messages: Sequence[Message], picture: ImageSource) -> tuple[Message, ...]:
@@ -126,26 +157,24 @@ def _task(name: str, rows: Sequence[Document]) -> Any:
     text = files("tsugiki.evals").joinpath("lm_tasks", f"{name}.yaml").read_text(encoding="utf-8")
     data = {"test": datasets.Dataset.from_list([dict(r) for r in rows])}
     config = {**yaml.safe_load(text), "custom_dataset": lambda **_: data}
+    if config["output_type"] == "generate_until":
+        config["process_results"] = rules.judge
     return require("lm_eval.api.task", extra="eval").ConfigurableTask(config=config)
 
 
-def _values(samples: Sequence[Mapping[str, Any]], task: Any) -> list[float]:
+def _outcomes(samples: Sequence[Mapping[str, Any]], task: Any) -> list[Outcome]:
     metric = task.config.metric_list[0]["metric"]
-    ordered = sorted(samples, key=lambda s: int(s["doc_id"]))
-    # A perplexity's value of a document is (log-likelihood in nats, bytes).
-    return [float(-s[metric][0]) if isinstance(s[metric], tuple) else float(s[metric]) for s in ordered]
-
-
-def _unsupported(what: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"a request of the kind {what} after a picture",
-        expected="multiple choice",
-        fix="Measure it on text requests with text_lm.",
-    )
+    written = task.config.output_type == "generate_until"
+    found = []
+    for sample in sorted(samples, key=lambda s: int(s["doc_id"])):
+        # A perplexity's value of a document is (log-likelihood in nats, bytes).
+        value = float(-sample[metric][0]) if isinstance(sample[metric], tuple) else float(sample[metric])
+        found.append(Outcome(value, sample["filtered_resps"][0] if written else ""))
+    return found
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """lm-eval reports every default that it takes, and draws bars."""
     noise = io.StringIO()  # its progress bars
     loggers = [logging.getLogger(n) for n in ("lm_eval", "lm-eval", "lm_eval.evaluator")]

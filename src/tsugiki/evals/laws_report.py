@@ -12,7 +12,7 @@ from tsugiki.data.files import atomic_write
 from tsugiki.evals._charts import Curve, curves
 from tsugiki.evals._html import Html, h, join, page
 from tsugiki.evals.laws import PARTS, TEXT_PARTS, VERSION, Laws, Suggestion, scores
-from tsugiki.evals.tables import between, number, records
+from tsugiki.evals.tables import between, finite, number, records
 from tsugiki.extras import require
 
 NAME = "attention"
@@ -51,7 +51,7 @@ def record(laws: Laws, suggestion: Suggestion) -> dict[str, Any]:
             "layer": i,
             "model": dict(zip(PARTS, own[i].tolist(), strict=True)),
             "bare LLM": {PARTS[part]: float(base[i, part]) for part in TEXT_PARTS},
-            "moved": {"value": moved.value, "low": moved.low, "high": moved.high},
+            "moved": {"value": moved.value, "low": finite(moved.low), "high": finite(moved.high)},
             "chosen": suggestion.chosen[i],
         }
         for i, moved in enumerate(suggestion.moved)

@@ -88,7 +88,7 @@ def verify(
             checks=tuple(checks),
             base={k: v for k, v in model.base_identity.items() if k != "tensors"},
             graft_sha256=store.graft_sha256(model),
-            environment={**_environment(model), **settings},
+            environment={**environment(model), **settings},
             prompts=len(asked) if any(c.name == "logits" for c in checks) else 0,
             answers=answers if any(c.name == "answers" for c in checks) else 0,
             note=note,
@@ -243,7 +243,8 @@ def _difference(old: Proof, new: Proof) -> str:
     return ""
 
 
-def _environment(model: Any) -> dict[str, Any]:
+def environment(model: Any) -> dict[str, Any]:
+    """Versions, device, dtype, attention, threads and date of a run."""
     llm = model.language_model
     return {
         "tsugiki": _version("tsugiki"),

@@ -3,7 +3,8 @@
 On text requests, and after an unrelated picture (`@picture`; the base reads the same words without it):
 
 * `wiki`: loss and KL against the base on held-out text, nats a token;
-* `title_choice`, `next_sentence`: accuracy of multiple-choice questions through lm-eval;
+* `title_choice`, `next_sentence`, `definition_choice`, `arithmetic`: accuracy of multiple-choice questions,
+  through lm-eval;
 * `answers`: how far greedy answers agree with the base's.
 
 A budget (`evals.budget`) says how large a drop may be.
@@ -22,9 +23,10 @@ from PIL import Image, ImageDraw
 from tsugiki.errors import DataError, UnknownNameError
 from tsugiki.evals import harness, stats
 from tsugiki.evals._sides import Sides, joined
+from tsugiki.evals.arithmetic import arithmetic
 from tsugiki.evals.budget import AFTER, SUITES, Budget, Violation, apply_budget, check_lines, load_budget
 from tsugiki.evals.prompts import Given, Prompt, collect
-from tsugiki.evals.text_items import CHANCE, Choice, next_sentence, passages, title_choice
+from tsugiki.evals.text_items import CHANCE, Choice, definition_choice, next_sentence, passages, title_choice
 from tsugiki.types import ImageSource, Score
 
 __all__ = [
@@ -64,7 +66,12 @@ class Material:
         Raises:
             AssetError: the asset is not fetched.
         """
-        makers = {"title_choice": title_choice, "next_sentence": next_sentence}
+        makers = {
+            "title_choice": title_choice,
+            "next_sentence": next_sentence,
+            "definition_choice": definition_choice,
+            "arithmetic": arithmetic,
+        }
         return cls(
             texts=passages(n, seed=seed) if "wiki" in suites else (),
             choices={name: make(n, seed=seed) for name, make in makers.items() if name in suites},
@@ -244,12 +251,12 @@ class _Run:
         model, size = self.sides.model, 2 * self.batch_size
         with self.sides.base() as llm:
             if pictures:
-                lm = harness.picture_lm(model, pictures, llm=llm, batch_size=size)
+                lm = harness.chat_lm(model, pictures, llm=llm, batch_size=size)
             else:
                 lm = harness.text_lm(llm, model.tokenizer, batch_size=size)
             base = harness.run(lm, documents)
         if pictures:
-            own = harness.run(harness.picture_lm(model, pictures, batch_size=size), documents)
+            own = harness.run(harness.chat_lm(model, pictures, batch_size=size), documents)
         elif self.sides.proven:
             own = base
         else:

@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.errors import DataError
+from tsugiki.evals import power
+from tsugiki.evals.power import ALPHA as ALPHA
 from tsugiki.extras import require
 from tsugiki.types import Score
 
 Numbers = Sequence[float] | Sequence[int] | Sequence[bool] | npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-CONFIDENCE, ALPHA, POWER = 0.95, 0.05, 0.80
+CONFIDENCE = 0.95
 RESAMPLES = 4_999
 MARGIN = 0.10
 """How far above chance the base's lower bound has to be before a task counts."""
@@ -138,20 +140,18 @@ def detectable_drop(
 ) -> float:
     """Smallest drop that these items can tell from nothing: 80 % power, 5 % two-sided, in the units of the values.
 
-    From the spread of the paired differences. For yes/no values it is never less than what McNemar's exact test can
-    see when items are only lost, so that "no item differs" does not read as "a drop of 0 would be seen". For other
-    values without any difference it is 0: whatever differs is seen. `inf` where no drop can be seen (n < 6, say).
+    From the spread of the paired differences (`power.smallest_drop` has the formula and its source). For yes/no values
+    it is never less than what McNemar's exact test can see when items are only lost, so that "no item differs" does not
+    read as "a drop of 0 would be seen". For other values without any difference it is 0: whatever differs is seen.
+    `inf` where no drop can be seen (n < 6, say).
     """
-    v, b = _vector(values), _vector(base)
-    n = len(v) if groups is None else len(set(groups))
-    if n < 2:
-        return float("inf")
-    power = require("statsmodels.stats.power", extra="eval")
-    solved = power.TTestPower().solve_power(effect_size=None, nobs=n, alpha=ALPHA, power=POWER)
-    effect = float(np.ravel(solved)[0])  # a number or an array of one, by statsmodels' mood
-    spread = paired(v, b, weights, groups).stderr * n**0.5
-    binary = weights is None and bool(np.isin(v, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all())
-    return float(max(effect * spread, _mcnemar_floor(n) if binary else 0.0))
+    return power.smallest_drop(*_spread(values, base, weights, groups), binary=_binary(values, base, weights))
+
+
+def items_needed(drop: float, values: Numbers, base: Numbers, weights: Numbers | None = None) -> float:
+    """How many items like these it takes to tell `drop` from nothing: see `power.items_needed`."""
+    spread, _ = _spread(values, base, weights, None)
+    return power.items_needed(drop, spread, binary=_binary(values, base, weights))
 
 
 def above_chance(base: Interval, chance: float, margin: float = MARGIN) -> bool:
@@ -207,14 +207,16 @@ def _interval(values: Numbers, weights: Numbers | None, groups: Sequence[Hashabl
     return mean(v, weights, groups)
 
 
-def _mcnemar_floor(n: int) -> float:
-    """Rate of lost items at which McNemar's exact test rejects in 80 % of samples when nothing is gained."""
-    stats = require("scipy.stats", extra="eval")
-    optimize = require("scipy.optimize", extra="eval")
-    needed = next(k for k in range(1, 64) if stats.binomtest(k, k, 0.5).pvalue < ALPHA)
-    if n < needed:
-        return float("inf")
-    return float(optimize.brentq(lambda rate: stats.binom.sf(needed - 1, n, rate) - POWER, 1e-12, 1 - 1e-12))
+def _spread(
+    values: Numbers, base: Numbers, weights: Numbers | None, groups: Sequence[Hashable] | None
+) -> tuple[float, int]:
+    """Standard deviation of the paired differences over items (or groups), and how many of them there are."""
+    n = len(_vector(values)) if groups is None else len(set(groups))
+    return (paired(values, base, weights, groups).stderr * n**0.5 if n > 1 else 0.0), n
+
+
+def _binary(values: Numbers, base: Numbers, weights: Numbers | None) -> bool:
+    return weights is None and all(bool(np.isin(_vector(v), (0.0, 1.0)).all()) for v in (values, base))
 
 
 def _vector(values: Numbers) -> Floats:

@@ -71,7 +71,7 @@ def markdown(scores: Sequence[Score]) -> str:
 def records(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Plain JSON values, without fields that are not set; infinities become None."""
     plain = [asdict(score) for score in scores]
-    return [{k: _finite(v) for k, v in record.items() if v not in (None, "", {})} for record in plain]
+    return [{k: finite(v) for k, v in record.items() if v not in (None, "", {})} for record in plain]
 
 
 def _plain(text: str) -> str:
@@ -80,5 +80,6 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold: None for an infinite number."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,9 @@
 """Tasks: what is measured, found by file name in `tasks/`, and `evaluate`, which runs them.
 
 A task is a module with `VERSION: int`, `DESCRIPTION: str`, `select(samples)` and `measure(model, samples, settings)`;
-its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples. A
-change of what a figure means raises VERSION, so that old figures are not compared with new.
+its name is the file's. One with `BY_NAME = True` runs only where it is named, one with `NEEDED` not on fewer samples;
+one with `WHOLE = True` gets all that `select` gave, in order, and cuts it to `Settings.limit` itself. A change of what
+a figure means raises VERSION, so that old figures are not compared with new.
 """
 
 from __future__ import annotations
@@ -197,6 +198,8 @@ def _samples(name: str, task: Task, data: Data | None, settings: Settings) -> li
     selected = list(task.select(given))
     if not selected and getattr(task, "NEEDS_SAMPLES", True):
         raise DataError(f"none of {len(given)} samples can be scored by {name}", expected=task.DESCRIPTION)
+    if getattr(task, "WHOLE", False):
+        return selected
     random.Random(settings.seed).shuffle(selected)
     return selected[: settings.limit]
 

@@ -31,6 +31,8 @@ class Article:
     title: str
     text: str
     topic: str
+    description: str = ""
+    """What it is, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def articles(split: Split = "test", language: str = "en-us") -> tuple[Article, .
     if not found:
         raise AssetError(f"no articles in {language!r}", expected="en-us, es-es or fr-fr", where="wiki")
     rows = json.loads(found[0].read_text(encoding="utf-8"))
-    every = (Article(r["title"], " ".join(r["extract"].split()), r.get("topic") or "") for r in rows.values())
+    every = (_article(r) for r in rows.values())
     return tuple(sorted((a for a in every if a.text and _split(a.title) == split), key=lambda a: a.title))
 
 
@@ -125,6 +127,27 @@ def next_sentence(n: int, *, seed: int = 0, split: Split = "test") -> list[Choic
     raise DataError(f"{len(items)} articles with two sentences of the wanted length", expected=f"{n}", where="wiki")
 
 
+def definition_choice(n: int, *, seed: int = 0, split: Split = "test") -> list[Choice]:
+    """Which of four descriptions belongs to a title? The wrong ones are of the same topic; none repeats the title."""
+    pool = [a for a in articles(split) if 10 <= len(a.description) <= 60 and not _named(a.title, a.description)]
+    by_topic: dict[str, list[Article]] = {}
+    for article in pool:
+        by_topic.setdefault(article.topic, []).append(article)
+    rng = random.Random(f"definition {seed}")
+    items = []
+    for article in _shuffled(pool, seed):
+        texts = {a.description for a in by_topic[article.topic]} - {article.description}
+        others = sorted(t for t in texts if not _named(article.title, t) and not _alike(t, article.description))
+        if len(others) < OPTIONS - 1:
+            continue
+        wrong = rng.sample(others, OPTIONS - 1)
+        context = f"Term: {article.title}\nMeaning:"
+        items.append(_choice(f"definition-{article.title}", context, article.description, wrong, rng))
+        if len(items) == n:
+            return items
+    raise DataError(f"{len(items)} articles with a short description", expected=f"{n}", where="wiki")
+
+
 def sentences(text: str) -> list[str]:
     """Sentences of an English text, by punctuation before a capital (abbreviations of one letter don't end one)."""
     return [s.strip() for s in _SENTENCE.split(text) if s.strip()]
@@ -141,6 +164,17 @@ def _named(title: str, text: str) -> bool:
     words = {w.lower() for w in _WORD.findall(title) if len(w) > 3}
     body = text.lower()
     return any(w[:5] in body for w in words) or title.lower() in body
+
+
+def _alike(a: str, b: str) -> bool:
+    """Do two descriptions say much the same ("French painter", "French painter (1840-1926)")? By half of the words."""
+    one, other = ({w.lower() for w in _WORD.findall(t) if not w.isdigit()} for t in (a, b))
+    return 2 * len(one & other) > min(len(one), len(other))
+
+
+def _article(row: dict[str, Any]) -> Article:
+    text = " ".join(row["extract"].split())
+    return Article(row["title"], text, row.get("topic") or "", " ".join((row.get("description") or "").split()))
 
 
 def _split(title: str) -> Split:

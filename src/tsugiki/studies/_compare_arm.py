@@ -1,16 +1,17 @@
 """One arm of a comparison under one seed: train, prove, ask, read, time; in the end one JSON file.
 
 It can be a process of its own (`python -m tsugiki.studies._compare_arm plan out arm seed`), so that its peak memory is
-its own and a crash takes nothing else along.
+its own and a crash takes nothing else along; the shared stage is then another one.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tsugiki.data import schema
 from tsugiki.data.files import atomic_folder, atomic_write, sha256_file
+from tsugiki.data.images import source_key
 from tsugiki.errors import StoreError, TsugikiError
 from tsugiki.evals import proof as proofs
 from tsugiki.evals import stats
@@ -38,7 +40,7 @@ from tsugiki.types import Box, Sample
 
 VERSION = 1
 """Of the files: another one is not read."""
-FRONTEND = "frontend.safetensors"
+FRONTEND, PEAK = "frontend.safetensors", "peak.json"
 PAIRS, TOKENS = 10, 16
 """Interleaved pairs of a timing, and tokens of an answer."""
 MEGABYTE = 1e6
@@ -71,23 +73,28 @@ class Place:
 def key(plan: Plan, name: str, seed: int) -> str:
     """Of all that decides an arm's numbers; a file with another one is of another comparison."""
     arm = plan.arm(name)
-    files = [plan.data.train, *plan.data.ask.values(), *([plan.data.text] if plan.data.text and arm.replay else [])]
+    files: dict[Any, Path] = {("train",): plan.data.train, **plan.data.ask}
+    if plan.data.text is not None and arm.replay:
+        files["text",] = plan.data.text
     content = {
         "version": VERSION,
         "arm": arm.model_dump(mode="json"),
         "rates": plans.rates(arm) if not arm.mix_of else key(plan, arm.mix_of, seed),
         "plan": plan.model_dump(mode="json", include={"shared", "budget", "asked", "dtype"}),
-        "files": [sha256_file(file) for file in files],
+        "files": {str(name): sha256_file(file) for name, file in files.items()},
         "tasks": {name: tasks.load(name).VERSION for name in tasks.available()},
         "seed": seed,
     }
     return hash_json(content)
 
 
-def run(plan: Plan, place: Place, *, make: Build = build_model, say: Say = print) -> dict[str, Any]:
+def run(
+    plan: Plan, place: Place, *, make: Build = build_model, source: Path | None = None, say: Say = print
+) -> dict[str, Any]:
     """Run an arm, or go on with it, and write its file.
 
     Args:
+        source: the plan's file, for a process that has the arm alone: then its peak memory is told.
         make: builds a model from a base, methods, a front-end and settings, as `build_model` does.
 
     Raises:
@@ -103,9 +110,8 @@ def run(plan: Plan, place: Place, *, make: Build = build_model, say: Say = print
     else:
         model = make(arm.base, arm.methods, arm.vision, **_settings(plan, arm), say=say)
         features = encode(model, everything, say)
-        loaded = _peak()
-        _share(plan, place, arm, model, learn, features, make, say)
-        facts = _trained(plan, place, arm, model, learn, features, say) | {"peak_mb": _peak() - loaded}
+        _share(plan, place, arm, model, learn, features, make, source, say)
+        facts = _trained(plan, place, arm, model, learn, features, source is not None, say)
     proof = proofs.verify(model, answers=plan.asked.answers, seed=place.seed, out=place.run / "proof.json")
     say(proofs.describe(proof))
     results = list(_asked(plan, model, asked, learn, features, say))
@@ -126,7 +132,7 @@ def run(plan: Plan, place: Place, *, make: Build = build_model, say: Say = print
         "items": {name: items for name, items, _, _ in results},
         "scores": [record for _, _, scores, _ in results for record in scores],
         "shown": [shown for *_, answers in results for shown in answers],
-        "text": _read(plan, model, say),
+        "text": _read(plan, model, proof.holds, say),
         "speed": _speed(model, everything[-1], place.seed) if plan.asked.speed else {},
         "environment": dict(proof.environment),
     }  # fmt: skip
@@ -139,34 +145,52 @@ def _settings(plan: Plan, arm: Arm) -> dict[str, Any]:
 
 
 def _share(
-    plan: Plan, place: Place, arm: Arm, model: Any, learn: list[Sample], features: Any, make: Build, say: Say
+    plan: Plan,
+    place: Place,
+    arm: Arm,
+    model: Any,
+    learn: list[Sample],
+    features: Any,
+    make: Build,
+    source: Path | None,
+    say: Say,
 ) -> None:
     """The shared stage's front-end into the model; trained where no arm with such a front-end has done it."""
-    settings = plans.frontend_options(arm.options)
     content = {"base": model.base_identity.get("tensors_sha256"), "frontend": model.frontend.config.to_dict(),
                "shared": plan.shared.model_dump(), "batch": plan.budget.batch_size, "seed": place.seed,
                "data": sha256_file(plan.data.train)}  # fmt: skip
     folder = place.out / "shared" / hash_json(content)[:16]
     if not (folder / FRONTEND).is_file():
         say(f"{place.stem}: shared stage of this front-end, seed {place.seed}")
-        torch.manual_seed(place.seed)
-        first = make(arm.base, "projector", arm.vision, say=say, **settings)
-        stage = {
-            "name": "shared", "train": {"projector": plan.shared.rate}, "data": {"train": 1},
-            "warm_start": plan.shared.warm_start, "steps": plan.shared.steps, "batch_size": plan.budget.batch_size,
-            "scheduler": "constant",
-        }  # fmt: skip
-        fields = {"seed": place.seed, "stages": [stage]}
-        train(first, fields, folder.with_suffix(".run"), data={"train": learn}, features=features, progress=False)
-        with atomic_folder(folder) as new:
-            save_file({k: v.contiguous() for k, v in first.frontend.trainable_state().items()}, new / FRONTEND)
+        if source is None:
+            _learn_to_see(plan, place.seed, arm, learn, features, make, folder, say)
+        else:  # its memory is not the arm's
+            told(source, place, say, str(folder))
     model.frontend.load_trainable_state(load_file(folder / FRONTEND))
 
 
+def _learn_to_see(
+    plan: Plan, seed: int, arm: Arm, learn: list[Sample], features: Any, make: Build, folder: Path, say: Say
+) -> None:
+    """The shared stage: the projector before the frozen LLM."""
+    torch.manual_seed(seed)
+    first = make(arm.base, "projector", arm.vision, say=say, **plans.frontend_options(arm.options))
+    stage = {
+        "name": "shared", "train": {"projector": plan.shared.rate}, "data": {"train": 1},
+        "warm_start": plan.shared.warm_start, "steps": plan.shared.steps, "batch_size": plan.budget.batch_size,
+        "scheduler": "constant",
+    }  # fmt: skip
+    features = encode(first, learn, say) if features is None else features
+    fields = {"seed": seed, "stages": [stage]}
+    train(first, fields, folder.with_suffix(".run"), data={"train": learn}, features=features, progress=False)
+    with atomic_folder(folder) as new:
+        save_file({k: v.contiguous() for k, v in first.frontend.trainable_state().items()}, new / FRONTEND)
+
+
 def _trained(
-    plan: Plan, place: Place, arm: Arm, model: Any, learn: list[Sample], features: Any, say: Say
+    plan: Plan, place: Place, arm: Arm, model: Any, learn: list[Sample], features: Any, alone: bool, say: Say
 ) -> dict[str, Any]:
-    """The arm's own stage."""
+    """The arm's own stage; the peak of its memory, above that of the loaded model, is kept from when it trained."""
     share, rates = 1.0 / (1.0 + arm.replay), plans.rates(arm)
     sources: dict[str, Any] = {"train": {"weight": share, **arm.source}}
     given: dict[str, Any] = {"train": learn}
@@ -178,9 +202,11 @@ def _trained(
         "steps": plan.budget.steps, "scheduler": "constant_decay", "decay": 0.3, **arm.stage,
     }  # fmt: skip
     say(f"{place.stem}: {plan.budget.steps} steps of {plan.budget.batch_size}, {rates}")
-    done = train(
-        model, {"seed": place.seed, "stages": [stage]}, place.run, data=given, features=features, progress=False
-    )
+    fields, loaded = {"seed": place.seed, "stages": [stage]}, _peak()
+    done = train(model, fields, place.run, data=given, features=features, progress=False)
+    if alone and not done.resumed:
+        atomic_write(place.run / PEAK, json.dumps(_peak() - loaded))
+    peak = place.run / PEAK
     rows = parts.table(model, rates)
     return {
         "steps": done.steps,
@@ -188,6 +214,7 @@ def _trained(
         "losses": [round(loss, 4) for loss in done.losses],
         "trainable": sum(row["parameters"] for row in rows if row["trains"]),
         "reports": json.loads(json.dumps(dict(done.reports), default=str)),
+        "peak_mb": json.loads(peak.read_text()) if peak.is_file() else None,
     }
 
 
@@ -211,7 +238,9 @@ def _asked(
     wanted = plan.asked
     for data, samples in asked.items():
         for name in wanted.tasks or tasks.scorable(samples, wanted.limit):
-            if not tasks.load(name).select(samples):
+            task = tasks.load(name)
+            if len(task.select(samples)[: wanted.limit]) < getattr(task, "NEEDED", 1):
+                say(f"{data}: too few samples for {name}")
                 continue
             done = tasks.measure(
                 model, name, samples, features=features, train=learn, limit=wanted.limit, batch_size=16
@@ -220,6 +249,9 @@ def _asked(
             say(f"{title}: {len(done.answers)} answers in {done.seconds:.0f} s")
             items = {
                 "ids": [a.sample.id for a in done.answers],
+                "pictures": _numbered(
+                    [source_key(a.sample.images[0]) if a.sample.images else a.sample.id for a in done.answers]
+                ),
                 "kinds": [a.sample.task for a in done.answers],
                 "right": [int(a.correct) for a in done.answers],
             }
@@ -228,12 +260,18 @@ def _asked(
             yield title, items, named, [_shown(title, a, root) for a in done.answers[: wanted.shown]]
 
 
+def _numbered(values: Sequence[Hashable]) -> list[int]:
+    """The same number for the same value: questions on one picture are no independent items."""
+    known: dict[Hashable, int] = {}
+    return [known.setdefault(value, len(known)) for value in values]
+
+
 def _shown(title: str, answer: tasks.Answer, root: Path) -> dict[str, Any]:
     """An answer for the page; every arm is asked the same in the same order. Pictures relative to their data's file."""
     picture = next(iter(answer.sample.images), None)
     place = Path(picture) if isinstance(picture, str | Path) else None
-    if place is not None and place.is_relative_to(root.resolve()):
-        place = place.relative_to(root.resolve())
+    if place is not None and place.resolve().is_relative_to(root.resolve()):
+        place = place.resolve().relative_to(root.resolve())
     return {
         "task": title, "id": answer.sample.id, "text": answer.text[:300], "gold": answer.gold[:300],
         "right": answer.correct, "question": tasks.shown_text(answer.sample.prompt[-1])[:300],
@@ -246,13 +284,13 @@ def _corners(box: Box) -> list[float]:
     return [round(v, 1) for v in (box.x1, box.y1, box.x2, box.y2)]
 
 
-def _read(plan: Plan, model: Any, say: Say) -> list[dict[str, Any]]:
-    """What the text lost; for a proven model its own loss on text requests is the base's."""
+def _read(plan: Plan, model: Any, proven: bool, say: Say) -> list[dict[str, Any]]:
+    """What the text lost; where the proof of an exact model holds, its own loss on text requests is the base's."""
     wanted = plan.asked
     if not wanted.retention:
         return []
     options: dict[str, Any] = {"suites": wanted.retention, "n": wanted.items, "after_picture": wanted.after_picture}
-    return records(retention(model, measure_exact=False, **options, progress=say))
+    return records(retention(model, measure_exact=not proven, **options, progress=say))
 
 
 def _speed(model: Any, sample: Sample, seed: int) -> dict[str, Any]:
@@ -306,6 +344,10 @@ def read(plan: Plan, place: Place) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise StoreError(f"can't be read ({error})", fix="Delete it.", where=str(place.file)) from error
+    if not isinstance(found, dict):
+        raise StoreError(
+            f"a {type(found).__name__}", expected="an arm's numbers", fix="Delete it.", where=str(place.file)
+        )
     if found.get("version") != VERSION or found.get("key") != key(plan, place.name, place.seed):
         other = f"version {found.get('version')}" if found.get("version") != VERSION else "other settings or data"
         raise StoreError(
@@ -315,12 +357,43 @@ def read(plan: Plan, place: Place) -> dict[str, Any] | None:
     return found
 
 
+def told(plan: Path, place: Place, say: Say, *shared: str) -> None:
+    """An arm, or its shared stage into the folder `shared`, in a process of its own; its lines are told on.
+
+    Raises:
+        TsugikiError: it ended badly; in its own last words.
+    """
+    command = [sys.executable, "-m", "tsugiki.studies._compare_arm", str(plan), str(place.out), place.name]
+    last = ""
+    with subprocess.Popen(
+        [*command, str(place.seed), *shared], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        errors="replace",
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if line.strip():
+                    last = line.strip()
+                    say(last)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        code = process.returncode
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise TsugikiError(last or ended, expected="a finished arm", where=f"{place.stem}, {ended}")
+
+
 def main() -> None:
-    """Run one arm; its lines go to standard error."""
-    source, out, name, seed = sys.argv[1:]
+    """Run one arm, or a shared stage; its lines go to standard error."""
+    source, out, name, seed, *shared = sys.argv[1:]
     try:
-        place = Place(out=Path(out), name=name, seed=int(seed))
-        run(plans.load(Path(source)), place, say=_tell)
+        plan, place = plans.load(Path(source)), Place(out=Path(out), name=name, seed=int(seed))
+        if shared:
+            arm, learn = plan.arm(name), schema.load(plan.data.train)
+            _learn_to_see(plan, place.seed, arm, learn, None, build_model, Path(shared[0]), _tell)
+        else:
+            run(plan, place, source=Path(source), say=_tell)
     except TsugikiError as error:
         _tell(" ".join(str(error).split()))
         raise SystemExit(2) from None

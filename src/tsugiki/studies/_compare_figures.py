@@ -1,6 +1,7 @@
 """What arms of a comparison differ in: means over seeds, paired differences, and tests that are corrected together.
 
-An item that several seeds were asked counts as one: intervals are of items, and the spread of the seeds stands apart.
+Intervals are of pictures: what was asked about one picture, by several tasks or under several seeds, is drawn together.
+The spread of the seeds stands apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tsugiki.errors import UnknownNameError
 from tsugiki.evals import stats
 from tsugiki.evals.stats import Interval
 from tsugiki.extras import require
@@ -55,25 +57,35 @@ def columns(found: Found) -> list[str]:
     return list(names)
 
 
-def of_run(run: Mapping[str, Any], column: str = "") -> dict[str, int]:
-    """Item -> whether it is right, of one column or of all."""
-    return {
-        f"{title}/{kind} {name}": right
+@dataclass(frozen=True)
+class Item:
+    """A question and whether the answer is right."""
+
+    name: str
+    picture: str
+    right: int
+
+
+def of_run(run: Mapping[str, Any], column: str = "") -> list[Item]:
+    """The items of one column, or of all."""
+    return [
+        Item(f"{title}/{kind} {name}", f"{title.rpartition(': ')[0]} {picture}", right)
         for title, items in run["items"].items()
-        for name, kind, right in zip(items["ids"], items["kinds"], items["right"], strict=True)
+        for name, kind, picture, right in zip(
+            items["ids"], items["kinds"], items["pictures"], items["right"], strict=True
+        )
         if column in ("", f"{title}/{kind}", title)
-    }
+    ]
 
 
 def vision(runs: Sequence[Mapping[str, Any]], column: str = "") -> Mean | None:
     """Share of right answers over seeds; None where nothing was asked."""
-    values = [of_run(run, column) for run in runs]
-    values = [v for v in values if v]
+    values = [items for run in runs if (items := of_run(run, column))]
     if not values:
         return None
-    every = [(item, right) for run in values for item, right in run.items()]
-    interval = stats.mean([right for _, right in every], groups=[item for item, _ in every])
-    return Mean(value=interval, seeds=tuple(float(np.mean(list(v.values()))) for v in values))
+    every = [item for items in values for item in items]
+    interval = stats.mean([item.right for item in every], groups=[item.picture for item in every])
+    return Mean(value=interval, seeds=tuple(float(np.mean([item.right for item in items])) for items in values))
 
 
 def text(runs: Sequence[Mapping[str, Any]], *, after: bool = False) -> Mean | None:
@@ -95,49 +107,60 @@ def text(runs: Sequence[Mapping[str, Any]], *, after: bool = False) -> Mean | No
     return Mean(value=value, seeds=each)
 
 
-def tested(plan: Plan, found: Found) -> list[Tested]:
-    """The plan's comparisons, where both arms have finished the same seeds."""
-    ready = [(test, pair) for test in plan.comparisons if (pair := _paired(test, found)) is not None]
+def tested(plan: Plan, found: Found) -> tuple[list[Tested], list[Test]]:
+    """The plan's comparisons, where both arms have finished the same seeds; and those that wait. Holm counts all."""
+    pairs = [(test, _paired(test, found)) for test in plan.comparisons]
+    ready = [(test, pair) for test, pair in pairs if pair is not None]
+    waiting = [test for test, pair in pairs if pair is None]
     if not ready:
-        return []
-    values = [_pvalue(own, other, groups) for _, (own, other, groups) in ready]
+        return [], waiting
+    values = [_pvalue(*pair) for _, pair in ready]
     correct = require("statsmodels.stats.multitest", extra="eval").multipletests
-    corrected = correct(values, alpha=stats.ALPHA, method="holm")[1]
-    return [
-        Tested(
-            test=test, difference=stats.paired(own, other, groups=groups), pvalue=value, corrected=float(after)
-        )
-        for (test, (own, other, groups)), value, after in zip(ready, values, corrected, strict=True)
-    ]  # fmt: skip
+    corrected = correct([*values, *(1.0 for _ in waiting)], alpha=stats.ALPHA, method="holm")[1]
+    done = [
+        Tested(test=test, difference=stats.paired(own, other, groups=groups), pvalue=value, corrected=float(after))
+        for (test, (own, other, groups)), value, after in zip(ready, values, corrected, strict=False)
+    ]
+    return done, waiting
 
 
 def _paired(test: Test, found: Found) -> tuple[list[int], list[int], list[str]] | None:
-    """Right answers of both arms to the same items under the same seeds, and the item of each."""
+    """Right answers of both arms to the same items under the same seeds, and the picture of each.
+
+    Raises:
+        UnknownNameError: both have finished, and neither was asked what the score names.
+    """
     first, second = ({run["seed"]: run for run in found.get(name, ())} for name in (test.first, test.second))
     own: list[int] = []
     other: list[int] = []
     groups: list[str] = []
-    for seed in first.keys() & second.keys():
-        a, b = of_run(first[seed], test.score), of_run(second[seed], test.score)
-        for item in a.keys() & b.keys():
-            own.append(a[item])
-            other.append(b[item])
-            groups.append(item)
+    for seed in sorted(first.keys() & second.keys()):
+        mine, theirs = ({i.name: i for i in of_run(run[seed], test.score)} for run in (first, second))
+        for name in (n for n in mine if n in theirs):
+            own.append(mine[name].right)
+            other.append(theirs[name].right)
+            groups.append(mine[name].picture)
+    if not groups and first.keys() & second.keys():
+        known = [
+            *columns(found),
+            *dict.fromkeys(title for runs in found.values() for run in runs for title in run["items"]),
+        ]
+        raise UnknownNameError("score", test.score, known, where=f"comparisons: {test.first}, {test.second}")
     return (own, other, groups) if groups else None
 
 
 def _pvalue(own: Sequence[int], other: Sequence[int], groups: Sequence[str]) -> float:
-    """Two-sided permutation test of paired means: under no difference an item's signs are equally likely."""
+    """Two-sided permutation test of paired means: under no difference a picture's signs are equally likely."""
     totals: dict[str, float] = {}
-    for a, b, item in zip(own, other, groups, strict=True):
-        totals[item] = totals.get(item, 0.0) + a - b
-    values = np.array([totals[item] for item in sorted(totals)])
-    if not values.any():
+    for a, b, picture in zip(own, other, groups, strict=True):
+        totals[picture] = totals.get(picture, 0.0) + a - b
+    values = np.array([totals[picture] for picture in sorted(totals)])
+    if len(values) < 2 or not values.any():
         return 1.0
     scipy = require("scipy.stats", extra="eval")
     test = scipy.permutation_test(
         (values,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True, axis=-1,
-        rng=np.random.default_rng(0),
+        batch=max(1, 2_000_000 // len(values)), rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(test.pvalue)
 
@@ -163,11 +186,12 @@ def findings(tests: Iterable[Tested], found: Found) -> list[str]:
                 f"{name} costs text: {lost.value.value:+.3f} nats a token "
                 f"[{lost.value.low:+.3f}, {lost.value.high:+.3f}]."
             )
-    exact = [name for name, runs in found.items() if runs and all(_exact(run) for run in runs)]
+    exact = [name for name, runs in found.items() if runs and all(map(proven, runs))]
     if exact:
         lines.append(f"Proven to answer text as the base does, difference 0: {', '.join(exact)}.")
     return lines
 
 
-def _exact(run: Mapping[str, Any]) -> bool:
+def proven(run: Mapping[str, Any]) -> bool:
+    """Whether the proof of an exact model holds."""
     return bool(run["proof"]["guarantee"] == "exact" and run["proof"]["holds"])

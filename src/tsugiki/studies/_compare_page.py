@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Run = Mapping[str, Any]
 NOTES = (
     "All arms of a seed begin with the same front-end and get the same samples in the same order and as many steps.",
-    "Intervals: 95 %, bootstrap of the items, all seeds of an item together; the seeds' own values stand behind them.",
+    "Intervals: 95 %, bootstrap of pictures, all questions and seeds of one together; behind them the seeds' values.",
     "Text: loss minus the base's on the same held-out articles, nats a token; 0 where the proof holds. After a picture:"
     " the same articles behind an unrelated picture.",
     "First token, token: median ratio to the bare LLM with as many tokens of text, in interleaved pairs; seeds' mean.",
@@ -54,7 +54,7 @@ def _row(result: Compared, name: str, runs: Sequence[Run], columns: Sequence[str
         "trained": f"{_mean(runs, 'trainable') / 1e6:.2f} M",
         "stored": f"{_mean(runs, 'stored_mb'):.1f} MB",
         "training": f"{_mean(runs, 'seconds'):.0f} s",
-        "memory": f"{_mean(runs, 'peak_mb'):.0f} MB" if all("peak_mb" in run for run in runs) else "",
+        "memory": f"{_mean(runs, 'peak_mb'):.0f} MB" if all(run["peak_mb"] is not None for run in runs) else "",
     }
     for key, title in (("first", "first token"), ("token", "token")):
         timed = [run["speed"][key] for run in runs if run["speed"]]
@@ -95,13 +95,13 @@ def pareto(result: Compared) -> bytes:
         if vision is None:
             continue
         x = text.value if text is not None else None
-        colour = LIGHT["own" if all(run["proof"]["guarantee"] == "exact" for run in runs) else "base"]
+        colour = LIGHT["own" if all(map(figures.proven, runs)) else "base"]
         at = x.value if x is not None else 0.0
         axes.plot([at] * 2, [vision.value.low, vision.value.high], color=colour, alpha=0.4)
         if x is not None:
             axes.plot([x.low, x.high], [vision.value.value] * 2, color=colour, alpha=0.4)
         axes.plot(at, vision.value.value, "o", color=colour)
-        axes.annotate(name, (at, vision.value.value), (6, 4), textcoords="offset points", fontsize=9)
+        axes.annotate(name, (at, vision.value.value), (6, 4), textcoords="offset points", fontsize=9, parse_math=False)
     axes.axvline(0.0, color=LIGHT["line"])
     axes.set(xlabel="loss of text minus the base's, nats a token", ylabel="pictures: share of right answers")
     out = io.BytesIO()
@@ -146,6 +146,7 @@ def markdown(result: Compared) -> str:
 def _lead(result: Compared) -> list[str]:
     """What was found, then what is missing."""
     lines = figures.findings(result.tests, result.found)
+    lines += [f"Not tested, an arm is missing: {t.first} and {t.second}." for t in result.untested]
     lines += [f"{name} failed: {why}" for name, why in result.failed.items()]
     if result.waiting:
         lines.append(f"Not run yet: {', '.join(result.waiting)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tsugiki import build
-from tsugiki.errors import RecipeError, UnknownNameError
+from tsugiki.data import schema
+from tsugiki.errors import DataError, RecipeError, UnknownNameError
 from tsugiki.evals import task as tasks
 from tsugiki.evals.budget import SUITES
 from tsugiki.training import recipe as recipes
@@ -119,7 +121,8 @@ class Test(_Strict):
 
 
 def _test(value: Any) -> Any:
-    return dict(zip(("first", "second", "score"), value, strict=False)) if isinstance(value, list) else value
+    named = isinstance(value, list) and len(value) in (2, 3)
+    return dict(zip(("first", "second", "score"), value, strict=False)) if named else value
 
 
 class Plan(_Strict):
@@ -156,6 +159,9 @@ class Plan(_Strict):
         for name, arm in self.arms.items():
             if arm.mix_of and (arm.mix_of not in self.arms or self.arms[arm.mix_of].mix_of):
                 raise ValueError(f"arm {name!r} mixes {arm.mix_of!r}, which is no arm that is trained")
+            own = arm.model_fields_set & {"method", "base", "vision", "options", "train", "stage", "source", "replay"}
+            if arm.mix_of and own:
+                raise ValueError(f"arm {name!r} mixes {arm.mix_of!r} and has {min(own)} of its own, which nothing uses")
             if arm.replay and self.data.text is None:
                 raise ValueError(f"arm {name!r} has replay, and data.text is not given")
         return self
@@ -205,6 +211,7 @@ def load(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key or a wrong value; with file and field.
+        DataError: a file to ask with nothing to ask, or one id twice.
         UnknownNameError: a method, task or suite that does not exist; names the nearest.
     """
     if isinstance(source, Plan):
@@ -236,10 +243,33 @@ def load(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
     for file in (data.train, *data.ask.values(), *([data.text] if data.text is not None else [])):
         if not file.is_file():
             raise RecipeError("there is no such file", expected="JSONL", where=f"{where}: data: {file}")
+    _check_asked(plan, data, where)
     return plan.model_copy(update={"data": data})
+
+
+def _check_asked(plan: Plan, data: Data, where: str) -> None:
+    """Whether every file can be asked, and every task has enough to ask, before anything is trained."""
+    if not data.ask:
+        raise RecipeError("nothing to ask", expected="a JSONL file or several by name", where=f"{where}: data.ask")
+    counts = dict.fromkeys(plan.asked.tasks, 0)
+    for file in data.ask.values():
+        samples = schema.load(file)
+        ids = Counter(sample.id for sample in samples)
+        if not samples or ids.most_common(1)[0][1] > 1:
+            found = f"the id {ids.most_common(1)[0][0]!r} twice" if samples else "no samples"
+            raise DataError(found, expected="samples, each with an id of its own", where=str(file))
+        for name in counts:
+            counts[name] = max(counts[name], len(tasks.load(name).select(samples)[: plan.asked.limit]))
+    for name, count in counts.items():
+        needed = getattr(tasks.load(name), "NEEDED", 1)
+        if count < needed and getattr(tasks.load(name), "NEEDS_SAMPLES", True):
+            raise DataError(
+                f"{count} samples for {name}", expected=f"at least {needed} in one file", where=f"{where}: asked.tasks"
+            )
 
 
 def _anchored(data: Data, folder: Path) -> Data:
     """Paths relative to the plan's file."""
+    folder = folder.resolve()
     ask = {name: folder / path for name, path in data.ask.items()}
     return Data(train=folder / data.train, ask=ask, text=None if data.text is None else folder / data.text)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tsugiki.data.files import atomic_write
 from tsugiki.errors import StoreError, UnknownNameError
+from tsugiki.evals import results
 from tsugiki.evals.budget import LOWER_IS_BETTER, Budget, apply_budget, share_used
 from tsugiki.evals.tables import records
 from tsugiki.types import Score
@@ -104,7 +105,7 @@ def read(file: Path, objective: str, budget: Budget) -> Measured | None:
     """
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        scores = [_score(record) for record in content["scores"]]
+        scores = [results.score(record) for record in content["scores"]]
         point = Point(float(content["beta"]), dict(content["parts"]))
     except FileNotFoundError:
         return None
@@ -113,10 +114,3 @@ def read(file: Path, objective: str, budget: Budget) -> Measured | None:
             f"can't be read ({error})", expected="a point of a search", fix="Delete it.", where=str(file)
         ) from error
     return Measured.of(point, scores, objective, budget)
-
-
-def _score(record: Mapping[str, Any]) -> Score:
-    """An infinite number was written as null."""
-    ends = {"low": -math.inf, "difference_low": -math.inf}
-    fields: dict[str, Any] = {k: ends.get(k, math.inf) if v is None else v for k, v in record.items()}
-    return Score(**fields)

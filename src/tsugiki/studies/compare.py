@@ -11,8 +11,6 @@ told on the page; the others go on.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from tsugiki.studies import _compare_page
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies._compare_arm import Place
 from tsugiki.studies._compare_figures import Tested, tested
-from tsugiki.studies._compare_plan import Plan
+from tsugiki.studies._compare_plan import Plan, Test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,8 @@ class Compared:
     waiting: Sequence[str]
     """Arms and seeds that were not run yet."""
     tests: Sequence[Tested]
+    untested: Sequence[Test]
+    """Comparisons for which an arm is missing."""
 
     @property
     def report(self) -> Path:
@@ -77,44 +77,53 @@ def compare(
     wanted, folder = plans.load(plan), Path(out)
     chosen = _chosen(wanted, only)
     alone = make is None and isinstance(plan, str | Path)
-    failed: dict[str, str] = {}
     places = [Place(out=folder, name=name, seed=seed) for seed in wanted.seeds for name in _ordered(wanted)]
     todo = [place for place in places if (place.name, place.seed) in chosen and arms.read(wanted, place) is None]
+    kept = folder / "plan.json"
+    if todo:  # what runs is this plan, whatever becomes of the file meanwhile
+        atomic_write(kept, json.dumps(wanted.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=1))
     started = time.monotonic()
     for number, place in enumerate(todo):
         say(f"{place.stem}: {number + 1} of {len(todo)}{_left(time.monotonic() - started, number, len(todo))}")
         try:
             if alone:
-                _in_process(Path(str(plan)), place, say)
+                arms.told(kept, place, say)
             else:
                 arms.run(wanted, place, **({"make": make} if make is not None else {}), say=say)
         except (TsugikiError, RuntimeError, MemoryError) as error:
-            failed[place.stem] = " ".join(str(error).split())[:500] or type(error).__name__
-            say(f"{place.stem} failed: {failed[place.stem]}")
-    return write(wanted, folder, failed)
+            why = " ".join(str(error).split())[:500] or type(error).__name__
+            atomic_write(_failure(place), why + "\n")
+            say(f"{place.stem} failed: {why}")
+        else:
+            _failure(place).unlink(missing_ok=True)
+    return write(wanted, folder)
 
 
-def write(plan: Plan, folder: Path, failed: Mapping[str, str]) -> Compared:
+def write(plan: Plan, folder: Path) -> Compared:
     """The page, its Markdown and the numbers, of all arms that are finished.
 
     Raises:
         InputError: none is.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
-    waiting = []
+    waiting: list[str] = []
+    failed: dict[str, str] = {}
     for name in plan.arms:
         for seed in plan.seeds:
             place = Place(out=folder, name=name, seed=seed)
             if (run := arms.read(plan, place)) is not None:
                 found.setdefault(name, []).append(run)
-            elif place.stem not in failed:
+            elif _failure(place).is_file():
+                failed[place.stem] = _failure(place).read_text(encoding="utf-8").strip()
+            else:
                 waiting.append(place.stem)
     if not found:
         first = next(iter(failed.items()), None)
         why = f"; {first[0]}: {first[1]}" if first is not None else ""
         raise InputError(f"no arm is finished{why}", expected="one at least", where=str(folder))
+    tests, untested = tested(plan, found)
     result = Compared(
-        out=folder, plan=plan, found=found, failed=dict(failed), waiting=waiting, tests=tested(plan, found)
+        out=folder, plan=plan, found=found, failed=failed, waiting=waiting, tests=tests, untested=untested
     )
     content = {
         "plan": plan.model_dump(mode="json", exclude={"data"}),
@@ -125,7 +134,7 @@ def write(plan: Plan, folder: Path, failed: Mapping[str, str]) -> Compared:
              "holm": t.corrected}
             for t in result.tests
         ],
-        "failed": dict(failed),
+        "failed": failed,
         "waiting": waiting,
         "environment": next(iter(found.values()))[0]["environment"],
     }  # fmt: skip
@@ -144,7 +153,7 @@ def _chosen(plan: Plan, only: Sequence[str]) -> set[tuple[str, int]]:
         name, _, seed = item.partition(":")
         if name not in plan.arms:
             raise UnknownNameError("arm", name, plan.arms, where="--only")
-        if seed and (not seed.lstrip("-").isdigit() or int(seed) not in plan.seeds):
+        if seed and seed not in map(str, plan.seeds):
             raise InputError(
                 f"seed {seed!r} of {name}", expected=f"one of {', '.join(map(str, plan.seeds))}", where="--only"
             )
@@ -153,35 +162,14 @@ def _chosen(plan: Plan, only: Sequence[str]) -> set[tuple[str, int]]:
     return found
 
 
+def _failure(place: Place) -> Path:
+    """Why an arm failed, until it is finished."""
+    return place.file.with_suffix(".failed.txt")
+
+
 def _ordered(plan: Plan) -> list[str]:
     """Arms that mix another one come after it."""
     return sorted(plan.arms, key=lambda name: bool(plan.arms[name].mix_of))
-
-
-def _in_process(plan: Path, place: Place, say: Callable[[str], None]) -> None:
-    """An arm in a process of its own; its lines are told on.
-
-    Raises:
-        TsugikiError: it ended badly; in its own last words.
-    """
-    command = [sys.executable, "-m", "tsugiki.studies._compare_arm", str(plan), str(place.out), place.name,
-               str(place.seed)]  # fmt: skip
-    last = ""
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
-    ) as run:
-        assert run.stderr is not None
-        try:
-            for line in run.stderr:
-                if line.strip():
-                    last = line.strip()
-                    say(last)
-        except BaseException:
-            run.kill()
-            raise
-    if run.returncode:
-        ended = f"signal {-run.returncode}" if run.returncode < 0 else f"exit code {run.returncode}"
-        raise TsugikiError(last or ended, expected="a finished arm", where=f"{place.stem}, {ended}")
 
 
 def _left(seconds: float, done: int, every: int) -> str:
