@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,20 @@ import torch
 from _results import write
 
 from tsugiki import assets
-from tsugiki.data.demos import Groups, answer_text, in_front
+from tsugiki.data.demos import Groups, answer_text
 from tsugiki.evals import stats
 from tsugiki.evals.options import OptionScorer
 from tsugiki.studies import bank as banks
+from tsugiki.studies._arms import as_pictures
 from tsugiki.studies._build import build_model, fetch_tower
 from tsugiki.studies._training import encode
 from tsugiki.studies.neighbours import BankDemos, pooled
 from tsugiki.synth import pictograms, scenes
 from tsugiki.training.trainer import train
-from tsugiki.types import ImagePart, Part, Sample, TextPart
+from tsugiki.types import Sample
 
+VERSION = 2
+"""Of what is measured."""
 SHOWN = 4
 """Neighbours of a query."""
 PICTURES = 45
@@ -54,10 +57,7 @@ def grouped(samples: Sequence[Sample], features: Any, seed: int) -> list[Sample]
     found = []
     for i in range(len(groups)):
         group = groups(i)
-        parts: list[Part] = []
-        for demo in reversed(group.demos):
-            parts += [ImagePart(demo.images[0]), TextPart(f"{answer_text(demo)}\n")]
-        found.append(replace(group.query, messages=in_front(group.query.messages, parts)))
+        found.append(as_pictures(group.query, group.demos))
     return found
 
 
@@ -82,6 +82,16 @@ def right(model: Any, samples: Sequence[Sample], features: Any, demos: Any = Non
     return [int(o.best() == answer_text(s)) for s, o in zip(samples, scorer(samples), strict=True)]
 
 
+def left_out(demos: BankDemos) -> Callable[[Sequence[Sample]], list[Sample]]:
+    """Demonstrations as by a bank that has no entry of the true class."""
+
+    def place(samples: Sequence[Sample]) -> list[Sample]:
+        others = [replace(s, options=tuple(o for o in s.options if o != answer_text(s))) for s in samples]
+        return [demos.placed(s, demos.neighbours(o)) for s, o in zip(samples, others, strict=True)]
+
+    return place
+
+
 def measured(model: Any, folder: Path, data: dict[str, list[Sample]], names: dict[str, list[str]]) -> dict[str, Any]:
     """Every arm's hits, query by query."""
     features = data["features"]
@@ -93,17 +103,18 @@ def measured(model: Any, folder: Path, data: dict[str, list[Sample]], names: dic
     settings: dict[str, Any] = {"k": SHOWN, "apart": True, "features": features}
     before = BankDemos(model, folder, **settings)
     found: dict[str, Any] = {"old, before": right(model, only_old, features, before)}
-    found["old, no bank"] = right(model, only_old, features)
+    found["old alone, no bank"] = right(model, only_old, features)
     banks.add(model, folder, data["new bank"], new_classes=True, keep="reference")
     pictures, words = BankDemos(model, folder, **settings), BankDemos(model, folder, form="words", **settings)
     for kind, asked in queries.items():
         gold = [answer_text(s) for s in asked]
         found[f"{kind}, bank"] = right(model, asked, features, pictures)
+        found[f"{kind}, left out"] = right(model, asked, features, left_out(pictures))
         found[f"{kind}, words"] = right(model, asked, features, words)
         found[f"{kind}, vote"] = [int(c == g) for c, g in zip(pictures.vote(asked), gold, strict=True)]
         near = [{n.entry.label for n in pictures.neighbours(s)} for s in asked]
         found[f"{kind}, present"] = [int(g in labels) for g, labels in zip(gold, near, strict=True)]
-    found["new, no bank"] = right(model, queries["new"], features)
+        found[f"{kind}, no bank"] = right(model, asked, features)
     return found
 
 
@@ -122,12 +133,18 @@ def run(given: argparse.Namespace, runs: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm, samples in (("plain", learn), ("in context", grouped(learn, features, given.seed))):
         name = f"{arm.replace(' ', '-')}-{given.steps}"
-        file = runs / f"found-{name}.json"
+        file = runs / f"found-{VERSION}-{name}.json"
         if not file.is_file():
             model = trained(samples, features, given.steps, given.seed, runs / f"run-{name}")
             file.write_text(json.dumps(measured(model, runs / f"bank-{name}", data, names)))
         found[arm] = json.loads(file.read_text())
     return found
+
+
+def shown(hits: Sequence[int]) -> str:
+    """Share and Wilson's interval."""
+    value = stats.proportion(sum(hits), len(hits))
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def row(arm: str, kind: str, found: dict[str, list[int]]) -> dict[str, Any]:
@@ -136,8 +153,7 @@ def row(arm: str, kind: str, found: dict[str, list[int]]) -> dict[str, Any]:
     absent = [b for b, p in zip(bank, present, strict=True) if not p]
 
     def share(name: str) -> str:
-        value = stats.mean(found[f"{kind}, {name}"])
-        return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+        return shown(found[f"{kind}, {name}"])
 
     def minus(name: str) -> str:
         value = stats.paired(bank, found[f"{kind}, {name}"])
@@ -152,7 +168,9 @@ def row(arm: str, kind: str, found: dict[str, list[int]]) -> dict[str, Any]:
         "no bank": share("no bank"),
         "minus vote": minus("vote"),
         "minus words": minus("words"),
-        "true class absent": f"{sum(absent)} of {len(absent)} right",
+        "true class absent": f"{shown(absent)} of {len(absent)}" if absent else "never",
+        "true class left out": share("left out"),
+        "minus no bank": minus("no bank"),
         "change by the new classes": minus("before") if kind == "old" else "",
     }
 
@@ -177,8 +195,10 @@ def main() -> None:
         f" ones that no training saw; {ENTRIES} bank pictures of each; {given.asked} queries of either kind.",
         f"The {SHOWN} nearest entries; the options are all {2 * given.classes} names; chance is"
         f" {1 / (2 * given.classes):.3f}. Entries that show nearly the same as a query are left out.",
-        '"No bank" of old classes and "change by the new classes" begin with the old names alone as options: what an'
-        " operator has before new classes come.",
+        'The "change by the new classes" begins with the old names alone as options: what an operator has before new'
+        " classes come.",
+        '"True class absent": among the entries shown, of the queries where it happened, the hard ones. "Left out": all'
+        " queries, asked with a bank that has no entry of the true class.",
         "Differences are paired over queries, with 95 % intervals.",
     ]
     write("bank_classes", "Classes that were never trained, by a demo bank", rows, notes, found=found)

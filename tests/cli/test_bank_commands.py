@@ -94,3 +94,53 @@ def test_eval_scores_against_the_vote(run: Run) -> None:
     schema.write("test.jsonl", samples)
     result = run("eval", "graft", "--data", "test.jsonl", "--task", "decisions", "--bank", "bank")
     assert result.exit_code == 0 and "bank vote" in result.output
+
+
+def labelled(file: str = "test.jsonl") -> None:
+    samples: list[Any] = []
+    for label, name in enumerate(("良品", "不良")):
+        for i in range(3):
+            picture(label, 40 + i).save(f"{label}-{i}.png")
+            messages = (Message.of("user", "どれですか。", (f"{label}-{i}.png",)), Message.of("assistant", name))
+            samples.append(Sample(f"{label}-{i}", messages, "decision", ("良品", "不良")))
+    schema.write(file, samples)
+
+
+def test_calibrated_answers(run: Run) -> None:
+    labelled()
+    as_it_is = run("predict", "graft", "new", "-o", "a.jsonl", "--bank", "bank")
+    calibrated = run("predict", "graft", "new", "-o", "b.jsonl", "--bank", "bank", "--calibrate")
+    assert (as_it_is.exit_code, calibrated.exit_code) == (0, 0), calibrated.stderr
+    plain, other = ([json.loads(line) for line in Path(f).read_text().splitlines()] for f in ("a.jsonl", "b.jsonl"))
+    assert plain[0]["probabilities"] != other[0]["probabilities"] and sum(
+        other[0]["probabilities"].values()
+    ) == pytest.approx(1)
+    mixed = run("predict", "graft", "new", "-o", "a.jsonl", "--bank", "bank", "--calibrate")
+    assert mixed.exit_code == 2 and "other options" in mixed.stderr
+    scored = run("eval", "graft", "--data", "test.jsonl", "--task", "decisions", "--bank", "bank", "--calibrate")
+    assert scored.exit_code == 0 and "accuracy" in scored.output
+    said = run("chat", "graft", "--image", "new/0.png", "--ask", "?", "--bank", "bank", "--calibrate")
+    assert said.exit_code == 0 and said.stdout.split(" (")[0] in ("良品", "不良") and "bank: " in said.stderr
+    for command in (
+        ("predict", "graft", "new", "-o", "c.jsonl", "--option", "a", "--option", "b"),
+        ("eval", "graft", "--data", "test.jsonl"),
+        ("chat", "graft", "--image", "new/0.png", "--ask", "?"),
+    ):
+        result = run(*command, "--calibrate")
+        assert result.exit_code == 2 and "without demonstrations" in result.stderr and result.stderr.count("\n") == 1
+    assert not Path("c.jsonl").exists()
+
+
+def test_report(run: Run) -> None:
+    labelled()
+    alone = run("bank", "report", "bank")
+    assert alone.exit_code == 0 and "entries by source" in alone.output and "first" in alone.output
+    assert "no bank" not in alone.output and "changes" not in alone.output
+    options = ("--model", "graft", "--data", "test.jsonl", "--limit", 4, "--orders", 2, "-o", "bias.json")
+    asked = run("bank", "report", "bank", *options)
+    assert asked.exit_code == 0, asked.stderr
+    content = json.loads(Path("bias.json").read_text(encoding="utf-8"))
+    assert content["balances"]["questions by class"]["counts"] and len(content["scores"]) == 6
+    assert {s["n"] for s in content["scores"]} == {4} and "another order" in asked.output
+    lost = run("bank", "report", "bank", "--data", "test.jsonl")
+    assert lost.exit_code == 2 and "questions without a model" in lost.stderr

@@ -23,6 +23,7 @@ from tsugiki import assets
 from tsugiki.cli import _app, app
 from tsugiki.errors import AssetError, DataError, InputError, StoreError
 from tsugiki.evals import task
+from tsugiki.studies._draws import Few
 from tsugiki.types import Check, Message, Proof, Score
 
 Run = Callable[..., Result]
@@ -384,6 +385,30 @@ def test_fit(run: Run, fake: Callable[[str, Any], Call], holds: bool) -> None:
     assert [fit.given[k] for k in ("folds", "method", "patience", "budget")] == [5, "projector,wings", None, 0.1]
     run("fit", "photos", "--method", "wings", "--method", "lynx")
     assert (fit.given["method"], fit.given["patience"]) == (["wings", "lynx"], 3)
+
+
+def test_fewshot(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> None:
+    few = fake("tsugiki.studies._draws.own", Few(name="photos", pool=[object()] * 60, test=[]))  # type: ignore[list-item]
+    study = fake("tsugiki.studies.fewshot.fewshot", result_of_a_study(True))
+    made = fake("tsugiki.studies._start.made", "the start")
+    sizes = ("--size", "10", "--size", "50")
+    result = run("fewshot", "photos", *sizes, "--steps", "7", "--test", "9", "--start", "3", "--arm", "bank", "-o", "f")
+    assert result.exit_code == 0 and result.stdout.splitlines() == ["the table", "report: r.html"]
+    assert few.given["test"] == 9 and made.given["steps"] == 3
+    given = study.given
+    assert (given["sizes"], given["folds"], given["arms"], given["out"]) == ([10, 50], 3, ["bank"], Path("f"))
+    (stage,) = given["recipe"].stages
+    assert (stage.steps, stage.batch_size, stage.warm_start) == (7, 8, None)
+    run("fewshot", "photos", *sizes, "--start", "0")
+    assert study.given["recipe"].stages[0].warm_start is not None
+    for wrong, said in (
+        ((), "both or none of DATA and --on"),
+        (("photos", "--on", "fabric"), "both or none of DATA and --on"),
+        (("photos", "--size", "61"), "sizes 61 in 3 draws from 60 labelled pictures"),
+        (("photos", *sizes, "--arm", "bnak"), "'bank'"),
+    ):
+        result = run("fewshot", *wrong)
+        assert result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("holds", [True, False])

@@ -214,6 +214,12 @@ def test_figures_by_amount_of_data() -> None:
     x = [float(v) for v in re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="5"', drawn)]
     y = [float(v) for v in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)" r="5"', drawn)]
     assert x[0] < x[1] and y[0] > y[1]
+    many = {f"arm number {i}": line for i in range(7)}
+    drawn = _charts.points(many)
+    x = [float(v) for v in re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="5"', drawn)]
+    assert max(x[0::2]) < min(x[1::2])  # the arms of 20 pictures stand apart from those of 100
+    places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>arm number', drawn)
+    assert len(set(places)) == 7 and all(float(v) > 100 for v, _ in places)
     assert _charts.points({}) == "" and "By amount of data" in report.render(Report(title="t", amounts={"m": line}))
 
 

@@ -28,6 +28,9 @@ Neighbours = Annotated[int, typer.Option(help="Pictures of the bank for each que
 Form = Annotated[
     Literal["pictures", "words"], typer.Option(help="Show the bank's pictures with their labels, or say the labels.")
 ]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Take out of closed-set answers what the bank's entries alone make likely.")
+]
 
 
 def demos(model: Any, folder: Path | None, k: int, form: Any, *, apart: bool = False) -> Any:
@@ -130,6 +133,59 @@ def query(
         e = n.entry
         table.add_row(str(e.id), *map(escape, (e.label, f"{n.distance:.4f}", e.source, e.added, e.note)))
     out.print(table)
+
+
+@bank.command(epilog=example("tsugiki bank report bank --model runs/a/graft --data test.jsonl --out bias.json"))
+def report(
+    folder: Folder,
+    model: Annotated[str | None, typer.Option(help="A saved graft, for --data.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled pictures, as `build` takes them: how entries turn answers about them.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many questions, drawn at random.", min=1)] = 100,
+    orders: Annotated[int, typer.Option(help="Other orders of the entries of a question.", min=1)] = 4,
+    neighbours: Neighbours = 4,
+    form: Form = "pictures",
+    file: Annotated[Path | None, typer.Option("--out", "-o", help="Write it as JSON.")] = None,
+    base: Base = None,
+) -> None:
+    """Bias of a bank: balance of classes and sources; with --data, answers that another order of the entries, or one
+    entry less, changes, and what calibration does."""
+    import json
+
+    from tsugiki.data.bank import Bank
+    from tsugiki.data.files import atomic_write
+    from tsugiki.evals import demo_bias
+    from tsugiki.evals.tables import records, table
+
+    if data is None:
+        with Bank.open(folder) as opened:
+            found = demo_bias.of_bank(opened)
+    elif model is None:
+        raise InputError("questions without a model", expected="--model, whose tower the bank is of", where="--model")
+    else:
+        from tsugiki.cli._models import load_model
+        from tsugiki.studies import bank as banks
+
+        loaded = load_model(model, base)
+        shown = demos(loaded, folder, neighbours, form, apart=True)
+        asked = banks.questions(data, shown.bank, question=question, limit=limit)
+        with counting() as tell:
+            found = demo_bias.measure(
+                loaded, asked, shown, orders=orders, progress=lambda n, total: tell("questions", n, total)
+            )
+    counts = Table("", "", "n", "share", "as many as")
+    for name, balance in found.balances.items():
+        for i, (what, share) in enumerate(balance.shares.items()):
+            told = (name, f"{balance.effective:.1f} equal ones") if not i else ("", "")
+            counts.add_row(told[0], escape(what), str(balance.counts[what]), f"{share:.2f}", told[1])
+    out.print(counts)
+    if found.scores:
+        out.print(table(found.scores))
+    if file is not None:
+        content = {"balances": found.plain(), "scores": records(found.scores)}
+        atomic_write(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _tell(folder: Path, done: Any) -> None:

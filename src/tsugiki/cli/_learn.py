@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from tsugiki.cli._app import Base, Overrides, app, example, out, say, show, sources
-from tsugiki.errors import DataError
+from tsugiki.errors import DataError, InputError
 
 CacheLimit = Annotated[
     float | None, typer.Option(help="GB for tower outputs on disk; the least recently used go first.", min=0)
@@ -81,6 +81,67 @@ def fit(
     show(f"report: {result.report}")
     if not result.holds:
         raise typer.Exit(1)
+
+
+@app.command(epilog=example("tsugiki fewshot photos --size 10 --size 50 --steps 60 --test 150 --out runs/few"))
+def fewshot(
+    data: Annotated[
+        Path | None, typer.Argument(help="Labelled pictures, as `fit` takes them; or --on.", show_default=False)
+    ] = None,
+    on: Annotated[
+        Literal["fabric", "pictograms"] | None,
+        typer.Option(help="Photographs of fabric, or classes of pictograms that the start has not seen."),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Cells, table, curve.")] = Path("runs/fewshot"),
+    size: Annotated[list[int] | None, typer.Option(help="Labelled pictures; several times. Default: 5 to 100.")] = None,
+    folds: Annotated[int, typer.Option(help="Draws of each size.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Of every training, in batches of 8.", min=1)] = 60,
+    test: Annotated[int, typer.Option(help="Pictures that are asked about.", min=2)] = 150,
+    arm: Annotated[list[str] | None, typer.Option(help="Of the arms compared; several times. Default: all.")] = None,
+    neighbours: Annotated[int, typer.Option(help="Labelled pictures in front of a question.", min=1)] = 4,
+    model: Annotated[str | None, typer.Option(help="A saved graft, with which all arms begin.")] = None,
+    start: Annotated[
+        int, typer.Option(help="Without --model: steps of a new graft on other pictures before; 0 = none.", min=0)
+    ] = 100,
+    base: Base = None,
+    method: Annotated[str, typer.Option(help="Of `tsugiki methods`.")] = "projector",
+    vision: Vision = "efficientnet-lite0",
+    change: Annotated[list[str] | None, typer.Option("--set", help="key=value changes of the recipe.")] = None,
+    question: Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")] = None,
+    seed: Annotated[int, typer.Option(help="Of draws and training.", min=0)] = 0,
+) -> None:
+    """What few labelled pictures are good for: training, a bank without training, a linear probe, a vote.
+
+    Finished cells are kept; the same command continues.
+    """
+    from tsugiki.studies import _draws, _start
+    from tsugiki.studies import fewshot as study
+    from tsugiki.studies._arms import ARMS
+
+    if (data is None) == (on is None):
+        raise InputError("both or none of DATA and --on", expected="one of the two", where="fewshot")
+    sizes, arms = size or list(study.SIZES), arm or list(ARMS)
+    if data is not None:
+        few = _draws.own(data, test=test, question=question, seed=seed)
+    else:
+        few = _draws.MADE[str(on)](folder / "pictures", pool=folds * max(100, *sizes), test=test, seed=seed)
+    study.check(few, sizes, folds, arms)  # before a start is trained
+    if model is not None:
+        begin = _start.saved(model, base)
+        method = _start.method_of(model)
+    else:
+        begin = _start.made(
+            folder / "start", base=base or "smollm2-135m-instruct", method=method, vision=vision, steps=start,
+            seed=seed, input_size=224, say=say,
+        )  # fmt: skip
+    warm = [] if model is None and not start else ["warm_start=false"]
+    plan = _start.plan_of(method, steps, seed, *warm, *(change or []))
+    result = study.fewshot(
+        few, begin, out=folder, recipe=plan, sizes=sizes, folds=folds, arms=arms, shown=neighbours,
+        seed=seed, say=say,
+    )  # fmt: skip
+    out.print(result.table)
+    show(f"report: {result.report}")
 
 
 @app.command(epilog=example("tsugiki curve photos --size 20 --size 50 --folds 3 --out runs/curve"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 
 from tsugiki.cli._app import Base, Model, app, complain, counting, err, example, out, say, show
-from tsugiki.cli._bank import BankOption, Form, Neighbours, demos
-from tsugiki.errors import DataError, TsugikiError
+from tsugiki.cli._bank import BankOption, Calibrate, Form, Neighbours, demos
+from tsugiki.errors import DataError, ImageError, InputError, TsugikiError
 
 if TYPE_CHECKING:
     from tsugiki.types import Message
@@ -30,14 +30,19 @@ def chat(
     bank: BankOption = None,
     neighbours: Neighbours = 4,
     form: Form = "pictures",
+    calibrate: Calibrate = False,
     base: Base = None,
 ) -> None:
-    """Talk in the terminal, with pictures or without; the answer is written as it comes."""
+    """Talk in the terminal, with pictures or without; the answer is written as it comes.
+
+    With --bank and --calibrate an answer about a picture is one of the bank's labels.
+    """
     from tsugiki.cli._models import load_model
     from tsugiki.types import Message
 
     loaded = load_model(model, base)
     shown = demos(loaded, bank, neighbours, form)
+    choose = _chooser(loaded, shown) if calibrate else None
     history: list[Message] = []
     images = tuple(image or ())
     if ask is None:
@@ -53,7 +58,10 @@ def chat(
             images += (Path(rest.strip()),)
         elif question.strip():
             try:
-                answer = _answer(loaded, question, images, history, detail, tokens, shown)
+                if choose is not None and _pictured(images, history):
+                    answer = choose(question, images, history)
+                else:
+                    answer = _answer(loaded, question, images, history, detail, tokens, shown)
             except TsugikiError as error:
                 if ask is not None:
                     raise
@@ -64,6 +72,12 @@ def chat(
             images = ()
         if ask is not None:
             return
+
+
+def _pictured(images: tuple[Path, ...], history: Sequence[Message]) -> bool:
+    from tsugiki.types import ImagePart
+
+    return bool(images) or any(isinstance(part, ImagePart) for message in history for part in message.parts)
 
 
 def _typed() -> str | None:
@@ -86,6 +100,26 @@ def _answer(
         out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     out.print()
     return "".join(pieces).strip()
+
+
+def _chooser(model: Any, shown: Any) -> Callable[[str, tuple[Path, ...], list[Any]], str]:
+    """Questions about pictures to calibrated answers, which are labels of the bank."""
+    from tsugiki.data.detail import instruct
+    from tsugiki.studies._answers import Answerer
+    from tsugiki.types import Message, Sample
+
+    answerer = Answerer(model, 1, 1, ImageError, shown, calibrate=True)
+
+    def choose(text: str, images: tuple[Path, ...], history: list[Any]) -> str:
+        messages = (*history, Message.of("user", instruct(text, "short"), images))
+        (found,) = answerer([Sample(id="request", messages=messages, options=shown.bank.answers)])
+        if found.error:
+            raise InputError(found.error)
+        say("bank: " + ", ".join(f"{i} {label} ({distance:.3f})" for i, label, distance in found.neighbours))
+        show(f"{found.answer} ({found.probability:.2f})")
+        return found.answer
+
+    return choose
 
 
 def _told(shown: Any, messages: Sequence[Message]) -> Sequence[Message]:
@@ -113,6 +147,7 @@ def predict(
     bank: BankOption = None,
     neighbours: Neighbours = 4,
     form: Form = "pictures",
+    calibrate: Calibrate = False,
     base: Base = None,
 ) -> None:
     """Answer one question about every picture of a folder. A run that was stopped is continued by the same command."""
@@ -124,7 +159,8 @@ def predict(
     with counting() as tell:
         result = tsugiki.predict(
             loaded, folder, out=file, question=question, options=option or None, detail=detail, batch_size=batch_size,
-            resume=resume, bank=shown, progress=lambda done, total: tell("pictures", done, total),
+            resume=resume, bank=shown, calibrate=calibrate,
+            progress=lambda done, total: tell("pictures", done, total),
         )  # fmt: skip
     failed = sum(bool(p.error) for p in result)
     show(f"{file}: {len(result)} answers" + (f", {failed} pictures could not be read" if failed else ""))
@@ -150,6 +186,7 @@ def evaluate(
     bank: BankOption = None,
     neighbours: Neighbours = 4,
     form: Form = "pictures",
+    calibrate: Calibrate = False,
     base: Base = None,
 ) -> None:
     """Score a model on tasks; every figure with its error, and the bare LLM's in the same run."""
@@ -164,6 +201,7 @@ def evaluate(
     limits = None if budget is None else load_budget(budget)
     names = task or _scorable(data, limit)
     settings: dict[str, Any] = {} if train is None else {"train": schema.load(train)}
+    settings |= {"calibrate": True} if calibrate else {}
     loaded = load_model(model, base)
     if bank is not None:  # apart: what shows nearly the same as a query would give its answer away
         shown = demos(loaded, bank, neighbours, form, apart=True)

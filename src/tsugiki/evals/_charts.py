@@ -21,9 +21,11 @@ from tsugiki.types import Box, ImageSource, Score
 Curve = Sequence[tuple[float, float]]
 
 PICTURE_SIDE = 360
+LEGEND, LINE = 430, 20
+"""Width of a row of names, and height of one."""
 MOST_BOXES = 30
 """Boxes of an answer that are drawn."""
-_STROKES = ("var(--own)", "var(--gold)", "var(--base)", "var(--bad)")
+_STROKES = tuple(f"var(--{name})" for name in ("own", "gold", "base", "bad", "other", "soft", "ink"))
 
 
 @dataclass(frozen=True)
@@ -139,39 +141,69 @@ def points(lines: Mapping[str, Sequence[Point]], *, x_label: str = "pictures", y
     kept = {name: line for name, line in lines.items() if line}
     if not kept:
         return Html("")
-    width, height, left, bottom, top = 560, 280, 50, 44, 30
+    legend = _legend(list(kept))
+    width, left, bottom, top = 560, 50, 44, 30 + LINE * (len(legend) - 1)
+    height = 250 + top
     amounts = sorted({p.x for line in kept.values() for p in line})
     values = [v for line in kept.values() for p in line for v in (p.value, p.low, p.high, *p.parts) if math.isfinite(v)]
     y_ticks = ticks(min(0.0, *values), max(values))
 
-    def across(x: float, i: int) -> float:
-        gap = (width - left - 22) / len(amounts)
-        return round(left + gap * (amounts.index(x) + 0.5) + 18 * (i - (len(kept) - 1) / 2), 1)
+    gap = (width - left - 22) / len(amounts)
+    beside = min(18.0, gap / (len(kept) + 1))
+
+    def across(x: float, i: float) -> float:
+        return round(left + gap * (amounts.index(x) + 0.5) + beside * (i - (len(kept) - 1) / 2), 1)
 
     def down(y: float) -> float:
         y = min(max(y, y_ticks[0]), y_ticks[-1])  # an interval of one picture has no end
         return round(height - bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - bottom - top), 1)
 
-    drawn = [_tick(across(x, 0) + 9 * (len(kept) - 1), down(y_ticks[0]), f"{x:g}", below=True) for x in amounts]
+    drawn = [_tick(across(x, (len(kept) - 1) / 2), down(y_ticks[0]), f"{x:g}", below=True) for x in amounts]
     for y in y_ticks:
         drawn.append(h("line", x1=left, x2=width - 22, y1=down(y), y2=down(y), stroke="var(--line)"))
         drawn.append(_tick(left, down(y), f"{y:g}", below=False))
-    legend = width - 14
-    for i, (name, line) in enumerate(kept.items()):
+    for i, line in enumerate(kept.values()):
         colour = _STROKES[i % len(_STROKES)]
         for p in line:
             x = across(p.x, i)
             drawn.append(h("line", x1=x, x2=x, y1=down(p.low), y2=down(p.high), stroke=colour, stroke_width=3))
             drawn.append(h("circle", cx=x, cy=down(p.value), r=5, fill=colour))
             drawn += [
-                h("circle", cx=x + 8, cy=down(v), r=3, fill="none", stroke=colour, stroke_width=1.2) for v in p.parts
+                h(
+                    "circle",
+                    cx=round(x + 0.45 * beside, 1),
+                    cy=down(v),
+                    r=3,
+                    fill="none",
+                    stroke=colour,
+                    stroke_width=1.2,
+                )
+                for v in p.parts
             ]
-        drawn.append(h("text", name, x=legend, y=18, fill=colour, text_anchor="end", font_size=16))
-        legend -= 10 * len(name) + 14
+    for row, names in enumerate(legend):
+        end = width - 14
+        for name in names:
+            colour = _STROKES[list(kept).index(name) % len(_STROKES)]
+            drawn.append(h("text", name, x=end, y=18 + LINE * row, fill=colour, text_anchor="end", font_size=16))
+            end -= _wide(name)
     drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", font_size=16))
     drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", font_size=16))
     title = h("title", f"{y_label} by {x_label}: {', '.join(kept)}")
     return h("svg", join(title, *drawn), class_="curve", viewBox=f"0 0 {width} {height}", role="img")
+
+
+def _legend(names: Sequence[str]) -> list[list[str]]:
+    """Names in rows that leave room for the label of the axis."""
+    rows: list[list[str]] = [[]]
+    for name in names:
+        if rows[-1] and sum(map(_wide, [*rows[-1], name])) > LEGEND:
+            rows.append([])
+        rows[-1].append(name)
+    return rows
+
+
+def _wide(name: str) -> int:
+    return 10 * len(name) + 14
 
 
 def smooth(curve: Curve) -> list[tuple[float, float]]:

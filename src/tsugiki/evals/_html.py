@@ -48,6 +48,7 @@ LIGHT = {
     "base": "#8a5a00",
     "gold": "#1456b8",
     "bad": "#b3261e",
+    "other": "#7a3f9d",
 }
 """Colours by name, where the reader's screen is not set to dark."""
 
@@ -59,7 +60,7 @@ CSS = f"""
 @media (prefers-color-scheme: dark) {{
   :root {{
     --ground: #151a18; --panel: #1f2623; --ink: #e6ebe8; --soft: #a3afa9; --line: #39433e;
-    --own: #55c9a6; --base: #e0ac52; --gold: #7fb0ff; --bad: #ff8a80;
+    --own: #55c9a6; --base: #e0ac52; --gold: #7fb0ff; --bad: #ff8a80; --other: #cf9bea;
   }}
 }}
 * {{ box-sizing: border-box; }}

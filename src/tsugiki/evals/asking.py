@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tsugiki.errors import DataError
+from tsugiki.evals.contextual import Calibrated
 from tsugiki.evals.free import FreeAnswerer
 from tsugiki.evals.options import OptionScorer, OptionScores, without_pictures
 from tsugiki.evals.task import Clock, Once, Settings, bare_llm
@@ -43,7 +44,12 @@ def chosen(
 ) -> Iterator[tuple[Sample, OptionScores, OptionScores | None]]:
     """(sample, likelihoods of its options, the bare LLM's) until the time is up."""
     options: dict[str, Any] = {"batch_size": settings.batch_size, "tolerance": tolerance}
-    own = OptionScorer(model, features=settings.features, demos=settings.demos, **options)
+    own: OptionScorer | Calibrated
+    if settings.calibrate:
+        exact = OptionScorer(model, features=settings.features, batch_size=settings.batch_size)
+        own = Calibrated(exact, settings.demos, settings.normalise)
+    else:
+        own = OptionScorer(model, features=settings.features, demos=settings.demos, **options)
     llm = bare_llm(model, settings)
     base = None if llm is None else Once(OptionScorer(model, llm=llm, **options))
     for window in Clock(task, len(samples), settings).windows(samples, 2 * settings.batch_size):

@@ -37,6 +37,8 @@ class Settings:
     """The training samples, from which probe, ridge, k-NN and constant answers learn; without them there are none."""
     demos: Any = None
     """Puts demonstrations in front of what the model is asked (`studies.neighbours.BankDemos`); None = none."""
+    calibrate: bool = False
+    """Closed-set answers without what the demonstrations alone make likely, see `contextual.py`; needs `demos`."""
     base: Any = None
     """The bare LLM, where the composite's text path is not exactly it (guarantee "bounded"); None looks for it."""
     limit: int | None = None

@@ -17,7 +17,7 @@ from tsugiki.extras import require
 from tsugiki.types import Score
 
 Points = Mapping[str, Sequence[Point]]
-COLOURS = ("own", "gold", "base", "bad")
+COLOURS = ("own", "gold", "base", "bad", "other", "soft", "ink")
 
 
 def write(

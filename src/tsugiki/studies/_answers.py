@@ -12,6 +12,7 @@ from tsugiki.data.boxes import PaddedSquare
 from tsugiki.data.images import content_key, image_size
 from tsugiki.data.schema import message_text
 from tsugiki.errors import ImageError, InputError
+from tsugiki.evals.contextual import Calibrated
 from tsugiki.evals.free import FreeAnswerer
 from tsugiki.evals.options import OptionScorer
 from tsugiki.studies.neighbours import BankDemos, Shown
@@ -51,6 +52,10 @@ class Answerer:
     Args:
         caught: the error that one sample may raise without stopping the others.
         demos: puts the entries of a bank in front of the questions.
+        calibrate: closed-set answers without what these entries alone make likely.
+
+    Raises:
+        InputError: a calibration without demonstrations.
     """
 
     def __init__(
@@ -60,10 +65,12 @@ class Answerer:
         max_new_tokens: int,
         caught: type[InputError],
         demos: BankDemos | None = None,
+        calibrate: bool = False,
     ) -> None:
         self.caught, self.demos = caught, demos
         features = None if demos is None else demos.features
         self.choose = OptionScorer(model, batch_size=batch_size, features=features)
+        self.calibrated = Calibrated(self.choose, demos) if calibrate else None
         self.say = FreeAnswerer(model, batch_size=batch_size, max_new_tokens=max_new_tokens, features=features)
         self.codec = model.processor.collator().codec
 
@@ -85,7 +92,11 @@ class Answerer:
 
     def _closed(self, samples: Sequence[Sample]) -> list[Prediction]:
         shown = self._shown(samples)
-        rows = zip(samples, shown, self.choose([x.sample for x in shown]), strict=True)
+        if self.calibrated is None:
+            scores = self.choose([x.sample for x in shown])
+        else:
+            scores = self.calibrated.score(samples, [x.neighbours for x in shown])
+        rows = zip(samples, shown, scores, strict=True)
         return [
             _about(s, answer=o.best(), probabilities=_rounded(o.probabilities()), neighbours=_plain(x))
             for s, x, o in rows

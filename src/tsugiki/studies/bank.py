@@ -11,8 +11,9 @@ Shapes: n pictures, V width of the tower.
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +130,29 @@ def query(model: Any, folder: str | Path, picture: ImageSource, k: int = 10) -> 
     """
     with open_bank(model, folder) as bank:
         return bank.search(pooled(Recent(model, 1)(picture)), k)
+
+
+def questions(
+    data: str | Path | Sequence[Sample],
+    bank: Bank,
+    *,
+    question: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Sample]:
+    """Closed questions with their answers, whose options are theirs and the bank's labels.
+
+    Args:
+        data: labelled pictures, in any form that `fit` takes.
+        question: for data without their own.
+        limit: at most so many, drawn by `seed`.
+
+    Raises:
+        DataError: no picture there, or a wrong label.
+    """
+    samples = _own.read(data, question=question).samples
+    random.Random(seed).shuffle(samples)
+    return [replace(s, options=tuple(dict.fromkeys((*s.options, *bank.answers)))) for s in samples[:limit]]
 
 
 def _labelled(data: str | Path | Sequence[Sample], label: str | None = None) -> _own.Own:

@@ -23,6 +23,7 @@ from tsugiki.extras import require
 from tsugiki.studies import _compare_arm as arms
 from tsugiki.studies import _compare_page
 from tsugiki.studies import _compare_plan as plans
+from tsugiki.studies._build import build_model
 from tsugiki.studies._compare_arm import Place
 from tsugiki.studies._compare_figures import Tested, tested
 from tsugiki.studies._compare_plan import Plan, Test
@@ -89,7 +90,7 @@ def compare(
             if alone:
                 arms.told(kept, place, say)
             else:
-                arms.run(wanted, place, **({"make": make} if make is not None else {}), say=say)
+                arms.run(wanted, place, make=make or build_model, say=say)
         except (TsugikiError, RuntimeError, MemoryError) as error:
             why = " ".join(str(error).split())[:500] or type(error).__name__
             atomic_write(_failure(place), why + "\n")

@@ -143,9 +143,12 @@ class BankDemos:
         found = []
         for sample in samples:
             neighbours = self.neighbours(sample)
-            messages = in_front(sample.messages, self._parts(sample.messages, neighbours))
-            found.append(Shown(sample=replace(sample, messages=messages), neighbours=neighbours))
+            found.append(Shown(sample=self.placed(sample, neighbours), neighbours=neighbours))
         return found
+
+    def placed(self, sample: Sample, neighbours: Sequence[Neighbour]) -> Sample:
+        """The sample with these entries in front, the first one next to the question."""
+        return replace(sample, messages=in_front(sample.messages, self._parts(sample.messages, neighbours)))
 
     def front(self, messages: Sequence[Message]) -> Shown:
         """As `show`, for a conversation: `chat` takes the messages of its sample as `demos`."""

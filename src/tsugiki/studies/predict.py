@@ -47,6 +47,7 @@ def predict(
     max_new_tokens: int = 64,
     resume: bool = True,
     bank: str | Path | BankDemos | None = None,
+    calibrate: bool = False,
     progress: Progress | bool | None = None,
 ) -> list[Prediction]:
     """Answers about all pictures, in order of their paths or of the samples; a picture that can't be read gets an error
@@ -65,6 +66,8 @@ def predict(
         max_new_tokens: longest free answer.
         resume: False replaces a file that is there.
         bank: a demo bank's folder: its nearest entries stand in front of each question, and in the answer's row.
+        calibrate: with a bank, closed-set answers without what its entries alone make likely (contextual calibration);
+            each list of entries costs three more questions.
         progress: True prints speed and time left; a function is called with pictures done and in all.
 
     Raises:
@@ -84,10 +87,10 @@ def predict(
     rows = None if out is None else Rows(Path(out), every, neighbours=demos is not None)
     if out is not None and isinstance(folder, str | Path) and Path(out).absolute() == Path(folder).absolute():
         raise InputError("the answers would replace the questions", expected="another file", where="out")
-    run = _Run(loaded, own, detail, max_new_tokens, every, None if demos is None else demos.key)
+    answerer = Answerer(loaded, batch_size, max_new_tokens, InputError if own else ImageError, demos, calibrate)
+    run = _Run(loaded, own, detail, max_new_tokens, every, _key_of(demos, calibrate))
     done = {} if rows is None else _begin(rows, samples, run, resume)
     pace = _Pace(len(samples), len(done), progress)
-    answerer = Answerer(loaded, batch_size, max_new_tokens, InputError if own else ImageError, demos)
     todo = [s for s in samples if s.id not in done]
     try:
         for start in range(0, len(todo), batch_size):
@@ -104,6 +107,10 @@ def predict(
     if failed:
         logger.warning("%d of %d without an answer; the first: %s", len(failed), len(samples), failed[0].error)
     return predictions
+
+
+def _key_of(demos: BankDemos | None, calibrate: bool) -> str | None:
+    return None if demos is None else demos.key + " calibrated" * calibrate
 
 
 def _samples(

@@ -1,0 +1,166 @@
+"""What is compared with few labels: each arm answers the same test pictures from the same few labelled ones.
+
+An arm is a function of a `Draw`; its name in `ARMS` is that of tables and files. One that trains begins from a fresh
+`draw.start()`; one that does not asks `draw.model`, which no arm changes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tsugiki.data.demos import Groups, in_front
+from tsugiki.evals import yardsticks
+from tsugiki.evals.options import OptionScorer
+from tsugiki.evals.task import Settings, short_answer
+from tsugiki.studies import bank as banks
+from tsugiki.studies._draws import TASK
+from tsugiki.studies.neighbours import BankDemos, Form, Recent, pooled
+from tsugiki.training.recipe import Recipe
+from tsugiki.training.trainer import train
+from tsugiki.types import ImagePart, ImageSource, Part, Sample, TextPart
+
+Place = Callable[[Sample, Sequence[Sample]], Sample]
+"""(question, its demonstrations, the most alike first) -> the question with these in front."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One size and fold: what an arm may learn from, and what it is asked."""
+
+    labelled: Sequence[Sample]
+    test: Sequence[Sample]
+    start: Callable[[], Any]
+    """A model with the weights that all arms begin with, a new one each time."""
+    model: Any
+    """One such model."""
+    features: Any
+    """Cached tower outputs, or None."""
+    plan: Recipe
+    """Of every training: the same steps and batches."""
+    folder: Path
+    """The arm's own."""
+    shown: int
+    """Demonstrations in front of a question."""
+    classes: Sequence[str]
+    seed: int
+    batch_size: int = 8
+
+    def trained(self, samples: Sequence[Sample] | None = None) -> Any:
+        """A model that has learned from the labelled pictures, or from `samples` made of them; a training that was
+        stopped is continued."""
+        model, learn = self.start(), list(self.labelled if samples is None else samples)
+        train(model, self.plan, self.folder / "run", data=learn, features=self.features, progress=False)
+        return model
+
+    def ask(self, model: Any, demos: BankDemos | None = None) -> list[str]:
+        """The likeliest option for each test picture."""
+        scorer = OptionScorer(model, features=self.features, demos=demos, batch_size=self.batch_size, tolerance=0.0)
+        return [found.best() for found in scorer(self.test)]
+
+    def with_bank(self, model: Any, form: Form = "pictures") -> list[str]:
+        """As `ask`, with the labelled pictures that are nearest to each test picture in front of the question."""
+        folder = self.folder / "bank"
+        shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
+        banks.build(model, self.labelled, folder, answers=self.classes, keep="reference")
+        demos = BankDemos(model, folder, k=self.shown, form=form, features=self.features)
+        with closing(demos.bank):
+            return self.ask(model, demos)
+
+    def yardstick(self, name: str) -> list[str]:
+        """What a simple learner on the same features says."""
+        settings = Settings(features=self.features, train=self.labelled, seed=self.seed)
+        return yardsticks.choices(TASK, self.test, settings, self.model)[name]
+
+
+Arm = Callable[[Draw], list[str]]
+
+
+def fine_tuning(draw: Draw) -> list[str]:
+    """Trained on the labelled pictures, as by `fit`."""
+    return draw.ask(draw.trained())
+
+
+def grouped(
+    samples: Sequence[Sample],
+    encode: Callable[[ImageSource], Tensor],
+    plan: Recipe,
+    place: Place,
+    *,
+    most: int,
+    seed: int,
+) -> list[Sample]:
+    """Each sample with 0 to `most` of its nearest others in front, as a bank shows them; as often drawn anew as the
+    training comes back to it. First all of them alone, which a warm start looks at.
+
+    Args:
+        encode: picture -> tower outputs [P, V].
+        plan: what will be trained.
+    """
+    vectors = np.stack([pooled(encode(s.images[0])) for s in samples])
+    groups = Groups(samples=samples, most=most, sampler="nearest", vectors=vectors, seed=seed)
+    epochs = -(-(plan.stages[0].draws or 1) // len(groups))
+    drawn = [(e, groups(i, e)) for e in range(epochs) for i in range(len(groups))]
+    return [*samples, *(replace(place(g.query, g.demos), id=f"{g.query.id} {e}") for e, g in drawn)]
+
+
+def in_context(draw: Draw, place: Place, form: Form = "pictures") -> list[str]:
+    """Trained with demonstrations in front, and asked with the nearest labelled pictures in front.
+
+    Args:
+        place: puts demonstrations in front of a question that is learned from.
+        form: of those that the bank puts in front of a test picture.
+    """
+    encode = draw.features or Recent(draw.model)
+    learn = grouped(draw.labelled, encode, draw.plan, place, most=draw.shown, seed=draw.seed)
+    return draw.with_bank(draw.trained(learn), form)
+
+
+def as_pictures(query: Sample, demos: Sequence[Sample]) -> Sample:
+    """Each demonstration as its picture and its label, the first one next to the question."""
+    parts: list[Part] = []
+    for demo in reversed(demos):
+        parts += [ImagePart(demo.images[0]), TextPart(f"{short_answer(demo)}\n")]
+    return replace(query, messages=in_front(query.messages, parts))
+
+
+def plain_in_context(draw: Draw) -> list[str]:
+    """Plain tuning in context: demonstrations are pictures and labels."""
+    return in_context(draw, as_pictures)
+
+
+def bank(draw: Draw) -> list[str]:
+    """No step trained: the nearest labelled pictures stand in front of the question, each with its label."""
+    return draw.with_bank(draw.model)
+
+
+def bank_in_words(draw: Draw) -> list[str]:
+    """No step trained: the labels of the nearest labelled pictures are said."""
+    return draw.with_bank(draw.model, "words")
+
+
+def probe(draw: Draw) -> list[str]:
+    """Logistic regression on the features."""
+    return draw.yardstick("probe")
+
+
+def k_nn(draw: Draw) -> list[str]:
+    """The vote of the nearest labelled pictures."""
+    return draw.yardstick("k-NN")
+
+
+ARMS: dict[str, Arm] = {
+    "fine-tuning": fine_tuning,
+    "plain in context": plain_in_context,
+    "bank": bank,
+    "bank in words": bank_in_words,
+    "probe": probe,
+    "k-NN": k_nn,
+}
