@@ -58,7 +58,7 @@ def asked(identifier: str, picture: Any, broken: bool) -> Sample:
 
 
 def balanced(samples: Sequence[Sample], n: int) -> list[Sample]:
-    """n / 2 of each answer, in random order: a part of them is as good as the whole."""
+    """n / 2 of each answer, in random order; the tail is what the rarer answer has left."""
     left = {"yes": n // 2, "no": n // 2}
     chosen = []
     for sample in random.Random(0).sample(samples, len(samples)):
@@ -66,7 +66,6 @@ def balanced(samples: Sequence[Sample], n: int) -> list[Sample]:
         if left[label]:
             left[label] -= 1
             chosen.append(sample)
-    random.Random(1).shuffle(chosen)  # else the tail is what the rarer answer has left
     return chosen
 
 
