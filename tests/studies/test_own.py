@@ -12,6 +12,7 @@ from tests.studies._pictures import folder, picture
 from tsugiki.data.schema import message_text
 from tsugiki.errors import BoxError, DataError, ImageError
 from tsugiki.studies import _own
+from tsugiki.testing import tiny_images
 from tsugiki.types import BoxPart, Message, Sample
 
 
@@ -161,3 +162,13 @@ def test_folders_of_voc_and_yolo_and_an_export_of_label_studio(tmp_path: Path) -
     assert found["voc"].found == "Found Pascal VOC boxes: 1 samples about 1 pictures; boxes of 傷"
     assert question(found["yolo"].samples[0]).startswith("Where is the dent?")
     assert _own.read(tmp_path / "yolo" / "data.yaml").kind == "yolo"
+
+
+def test_ids_that_come_twice_are_told_apart() -> None:
+    samples = [
+        Sample(id=i, messages=(Message.of("user", "What?", (p,)), Message.of("assistant", "a")), task="decision",
+               options=("a", "b"))
+        for i, p in zip(("lot", "lot", "lot#2", "one"), tiny_images(4), strict=True)
+    ]  # fmt: skip
+    found = _own.read(samples)
+    assert [s.id for s in found.samples] == ["lot", "lot#2", "lot#2#2", "one"]

@@ -153,3 +153,9 @@ def test_no_code_in_yaml(tmp_path: Path) -> None:
 
 def test_a_stage_of_a_warm_start_alone_is_allowed() -> None:
     assert load({"stages": [{"data": "a", "steps": 0, "warm_start": True}]}).stages[0].steps == 0
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(RecipeError, match="seed"):
+        load("projector", [f"seed={seed}"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki.errors import RecipeError
+from tsugiki.training._settings import _keys
 from tsugiki.training.recipe import load
 
 
@@ -61,3 +62,10 @@ def test_wrong_ones(override: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load("demo/scenes", [override])
     assert said in str(caught.value)
+
+
+def test_a_source_may_be_called_train() -> None:
+    assert _keys("data.train.demos.most") == ["data", "train", "demos", "most"]
+    assert _keys("stages.main.data.train.weight") == ["stages", "main", "data", "train", "weight"]
+    assert _keys("stages.train.train.graft.wings") == ["stages", "train", "train", "graft.wings"]
+    assert _keys("train.graft.wings") == ["train", "graft.wings"]

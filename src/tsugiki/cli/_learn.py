@@ -63,7 +63,7 @@ def fit(
         float, typer.Option(help="Of methods that train the LLM: largest rise of its text loss, nats a token.")
     ] = 0.05,
     cache_limit: CacheLimit = None,
-    seed: Annotated[int, typer.Option(help="Of split and training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of split and training.", min=0)] = 0,
 ) -> None:
     """From 20 to 200 own pictures to a graft: split, train, verify, score, report. The same command continues a run.
 
@@ -160,7 +160,7 @@ def curve(
     folds: Annotated[int, typer.Option(help="Of each size.")] = 3,
     patience: Patience = 3,
     cache_limit: CacheLimit = None,
-    seed: Annotated[int, typer.Option(help="Of drawing, folds and training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of drawing, folds and training.", min=0)] = 0,
 ) -> None:
     """How right answers grow with the number of labelled pictures, beside the yardsticks, with intervals."""
     from tsugiki.evals.tables import table

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tsugiki.data.images import image_size
 from tsugiki.errors import InputError
 from tsugiki.evals.options import Normalise, OptionScorer, OptionScores, text_key
 from tsugiki.types import ImagePart, Message, Sample
@@ -101,9 +102,12 @@ def _log_softmax(scores: OptionScores, normalise: Normalise) -> Tensor:
 
 
 def _about(sample: Sample, blank: Image.Image) -> Sample:
-    """The question about a picture that shows nothing."""
+    """The question about a picture that shows nothing; as large as the true one where boxes are asked about."""
 
     def emptied(message: Message) -> Message:
-        return replace(message, parts=tuple(ImagePart(blank) if isinstance(p, ImagePart) else p for p in message.parts))
+        return replace(message, parts=tuple(ImagePart(of(p)) if isinstance(p, ImagePart) else p for p in message.parts))
+
+    def of(part: ImagePart) -> Image.Image:
+        return blank.resize(image_size(part.source)) if sample.boxes else blank
 
     return replace(sample, messages=tuple(emptied(m) for m in sample.messages))

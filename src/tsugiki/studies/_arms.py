@@ -20,6 +20,7 @@ from tsugiki.data.demos import Groups, in_front
 from tsugiki.evals import yardsticks
 from tsugiki.evals.options import OptionScorer
 from tsugiki.evals.task import Settings, short_answer
+from tsugiki.studies import _divide
 from tsugiki.studies import bank as banks
 from tsugiki.studies._draws import TASK
 from tsugiki.studies.neighbours import BankDemos, Form, Recent, pooled
@@ -105,7 +106,8 @@ def grouped(
         plan: what will be trained.
     """
     vectors = np.stack([pooled(encode(s.images[0])) for s in samples])
-    groups = Groups(samples=samples, most=most, sampler="nearest", vectors=vectors, seed=seed)
+    near = _divide.nearness(samples)
+    groups = Groups(samples=samples, most=most, sampler="nearest", vectors=vectors, seed=seed, near=near)
     epochs = -(-(plan.stages[0].draws or 1) // len(groups))
     drawn = [(e, groups(i, e)) for e in range(epochs) for i in range(len(groups))]
     return [*samples, *(replace(place(g.query, g.demos), id=f"{g.query.id} {e}") for e, g in drawn)]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tsugiki import build
+from tsugiki.data.files import sha256_file
 from tsugiki.errors import DataError, InputError, RecipeError, UnknownNameError
 from tsugiki.evals import stats
 from tsugiki.evals import task as tasks
@@ -105,7 +106,7 @@ def choose(
     """
     parts = _divide.fold(samples, inner, kin, seed=maker.seed)
     content = {**maker.content(found), "data": sources.digest(samples), "folds": inner, "seed": maker.seed,
-               "budget": limits.budget}  # fmt: skip
+               "budget": limits.budget, "texts": digest(limits.texts)}  # fmt: skip
     cells = Cells(folder, content, inner * len(found), maker.tell)
     by_method: dict[Method, list[Cell]] = {one: [] for one in found}
     for i, part in enumerate(parts):  # fold by fold: a comparison that was stopped is one of equals
@@ -188,3 +189,8 @@ def _ends(score: Score) -> str:
 
 def _name(method: Method) -> str:
     return "+".join(method)
+
+
+def digest(texts: Path | None) -> str | None:
+    """SHA-256 of the file that a text loss is measured on."""
+    return None if texts is None or not texts.is_file() else sha256_file(texts)

@@ -259,3 +259,9 @@ def _pictures(samples: Sequence[Sample]) -> list[ImageSource]:
         for source in sample.images:
             found[source if isinstance(source, str | Path | bytes) else id(source)] = source
     return list(found.values())
+
+
+def nearness(samples: Sequence[Sample]) -> int | None:
+    """Bits up to which pictures are alike; None, equal pixels alone, where most would be: a fixed camera's."""
+    largest = max(map(len, splits.sample_groups(samples, splits.THRESHOLD)), default=0)
+    return None if largest > ALIKE * len(samples) else splits.THRESHOLD

@@ -119,6 +119,13 @@ def usable(samples: Sequence[Sample], where: str) -> list[Sample]:
             fix="Use one folder for each class, or add options.",
             where=where,
         )
+    if len({frozenset(s.options) for s in found}) > 1:
+        raise DataError(
+            "questions with different options",
+            expected="one question: few labels of each of its answers",
+            fix="Ask each question by itself.",
+            where=where,
+        )
     seen: set[object] = set()
     for sample in found:
         if short_answer(sample) not in sample.options:

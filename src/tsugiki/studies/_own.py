@@ -99,9 +99,23 @@ def read(data: str | Path | Sequence[Sample], *, question: str | None = None) ->
         raise _with_count(left_out[0], len(left_out))
     if not samples:
         raise DataError("no sample in it", expected="one or more", fix="Fill it or correct the path.", where=where)
-    samples = _captioned(samples)
+    samples = _told_apart(_captioned(samples))
     decisions.select(samples)  # a gold answer that is no option is found now, not after the training
     return Own(kind, samples, left_out)
+
+
+def _told_apart(samples: Sequence[Sample]) -> list[Sample]:
+    """Ids that come twice (a lot's number, say) get a number behind them: what folds keep is found by its id."""
+    taken: set[str] = set()
+    found = []
+    for sample in samples:
+        name, number = sample.id, 1
+        while name in taken:
+            number += 1
+            name = f"{sample.id}#{number}"
+        taken.add(name)
+        found.append(sample if name == sample.id else replace(sample, id=name))
+    return found
 
 
 def detect(path: Path) -> str:

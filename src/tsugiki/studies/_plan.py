@@ -59,7 +59,8 @@ class Plan:
         if not self.folded:
             return []
         content = {**self.maker.content(self.methods), "data": sources.digest(samples), "folds": len(self.folded),
-                   "inner": self.inner, "seed": self.maker.seed, "budget": self.limits.budget}  # fmt: skip
+                   "inner": self.inner, "seed": self.maker.seed, "budget": self.limits.budget,
+                   "texts": _choice.digest(self.limits.texts)}  # fmt: skip
         cells = Cells(self.folder / "folds", content, len(self.folded), self.maker.tell)
         for i, parts in enumerate(self.folded):
 

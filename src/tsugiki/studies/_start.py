@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tsugiki import build, store
-from tsugiki.errors import InputError
+from tsugiki.errors import InputError, UnsupportedError
 from tsugiki.studies import _draws
 from tsugiki.studies._arms import as_pictures, grouped
 from tsugiki.studies._build import VISION, build_model, load_graft
@@ -30,7 +30,13 @@ Say = Callable[[str], None]
 
 
 def plan_of(method: str, steps: int, seed: int, *overrides: str) -> Recipe:
-    """The method's own recipe, with batches of 8 that a CPU can pay for."""
+    """The method's own recipe, with batches of 8 that a CPU can pay for.
+
+    Raises:
+        UnsupportedError: the method has a hub.
+    """
+    if build.preset(method).options.get("projector") == "hub":
+        refuse_hub(method)
     return recipes.load(build.preset(method).recipe, [f"seed={seed}", f"steps={steps}", "batch_size=8", *overrides])
 
 
@@ -40,8 +46,25 @@ def saved(graft: str | Path, base: Any = None) -> Callable[[], Any]:
 
 
 def method_of(graft: str | Path) -> str:
-    """The graft that a saved one ends with: its recipe is the one to go on with."""
-    return str(store.settings_of(graft)["grafts"][-1]["name"])
+    """The graft that a saved one ends with: its recipe is the one to go on with.
+
+    Raises:
+        UnsupportedError: its front-end has a hub.
+    """
+    settings = store.settings_of(graft)
+    if (settings.get("frontend") or {}).get("projector") == "hub":
+        refuse_hub(str(graft))
+    return str(settings["grafts"][-1]["name"])
+
+
+def refuse_hub(name: str) -> None:
+    """Raises UnsupportedError: here demonstrations are pictures and labels, and a hub is asked with its own form."""
+    raise UnsupportedError(
+        f"few labels with a hub ({name})",
+        expected="a method or a graft without one",
+        fix="Train with `demos:` in a recipe's source, and compare by `tsugiki eval --bank`.",
+        where="fewshot",
+    )
 
 
 def made(

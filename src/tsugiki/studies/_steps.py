@@ -124,7 +124,7 @@ class HoldOut:
         scorer = OptionScorer(self.model, features=self.features, batch_size=self.batch_size)
         right, total = 0, 0.0
         for sample, scores in zip(self.samples, scorer(self.samples), strict=True):
-            gold = message_text(sample.messages[-1])
+            gold = message_text(sample.messages[-1]).strip()
             right += scores.best() == gold
             total += scores.logprobs[scores.options.index(gold)]
         return Mark(step, right / len(self.samples), total / len(self.samples))

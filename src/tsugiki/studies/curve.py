@@ -96,7 +96,7 @@ def curve(
     tell(own.found)
     chosen = drawn(own.samples, sizes, folds, seed)
     notes: list[str] = []
-    kin = _divide.alike(chosen[max(sizes)], notes)
+    kin = _divide.alike(own.samples, notes)  # whatever the sizes are
     divided = {size: _divide.fold(samples, folds, kin, seed=seed) for size, samples in chosen.items()}
     tell_all(tell, [*own.notes, *notes])
     content = {**maker.content(found), "data": sources.digest(own.samples), "folds": folds, "seed": seed}

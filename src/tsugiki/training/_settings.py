@@ -123,9 +123,9 @@ def apply_overrides(
 def _keys(text: str) -> list[str]:
     """A dotted key's pieces; the name of a part that trains (`graft.lora`) is one piece."""
     keys = text.split(".")
-    if "train" in keys[:3]:
-        at = keys.index("train") + 1
-        keys = [*keys[:at], ".".join(keys[at:])] if len(keys) > at else keys
+    at = 2 if keys[0] == "stages" else 0  # behind a stage's name; a source may be called train, too
+    if keys[at : at + 1] == ["train"] and len(keys) > at + 1:
+        keys = [*keys[: at + 1], ".".join(keys[at + 1 :])]
     return keys
 
 

@@ -211,7 +211,7 @@ class Recipe(_Strict):
     """One sentence for people."""
     model: ModelSpec = ModelSpec()
     """What it is meant for."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the order of the samples and of everything random."""
     precision: Literal["model", "bf16"] = "model"
     """`model`: as the weights are; `bf16`: autocast (pays on a GPU; on most CPUs it is slower)."""

@@ -177,7 +177,9 @@ class HubProjector(nn.Module):
             tokenizer: the LLM's.
             embed: ids -> embeddings, as the first layer sees them.
         """
-        ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        ids = next(filter(None, (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("\n", ".", ","))), [])
+        if not ids:  # it keeps none of them: the separator stays at zero
+            return
         device = next(embed.parameters()).device  # type: ignore[attr-defined]
         self.separator.copy_(embed(torch.tensor(ids, device=device)).float().mean(0))
 
