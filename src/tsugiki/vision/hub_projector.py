@@ -177,7 +177,8 @@ class HubProjector(nn.Module):
             tokenizer: the LLM's.
             embed: ids -> embeddings, as the first layer sees them.
         """
-        ids = next(filter(None, (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("\n", ".", ","))), [])
+        read = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", ".", ","))
+        ids: list[int] = next(filter(None, read), [])
         if not ids:  # it keeps none of them: the separator stays at zero
             return
         device = next(embed.parameters()).device  # type: ignore[attr-defined]
