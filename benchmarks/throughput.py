@@ -181,7 +181,7 @@ def ours(model: Any, arm: Arm, steps: int, batch: int, folder: Path) -> Any:
         stream=_Stream(arm),
         keeps={"projector": LR},
         folder=folder / "checkpoints",
-        record=lambda row, share: None,
+        record=lambda row, share: False,
         sync=lambda: None,
     )
     trainer = stage_trainer.StageTrainer(model, _work.arguments(plan, 0, folder), work)

@@ -15,7 +15,7 @@ from tests.training._tiny import cache, model, samples, state
 import tsugiki
 from tsugiki import build
 from tsugiki.errors import RecipeError
-from tsugiki.studies import fit
+from tsugiki.studies import _making
 from tsugiki.testing import TinyTower, tiny_llm, tiny_tokenizer
 from tsugiki.training import parts
 from tsugiki.training import recipe as recipes
@@ -179,8 +179,8 @@ def test_the_demo_recipe_leaves_the_llm(tmp_path: Path) -> None:
 
 def test_the_method_takes_the_recipe_that_suits_it() -> None:
     assert build.preset("wings").recipe == "wings-demo" and build.preset("projector").recipe == "projector"
-    plan = fit._plan(None, "wings", 0, [])
-    assert plan.name == "wings-demo" and plan.stages[0].steps == fit.STEPS and "llm" not in plan.stages[0].train
+    plan = _making.Maker(base="").plan(("wings",))
+    assert plan.name == "wings-demo" and plan.stages[0].steps == _making.STEPS and "llm" not in plan.stages[0].train
 
 
 # -- what is wrong is said before anything starts ----------------------------------------------------------------------
