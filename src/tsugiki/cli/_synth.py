@@ -162,7 +162,7 @@ def iit(
         "iit"
     ),
     licence: Annotated[str, typer.Option(help="Of the data, for the card.")] = "not stated",
-    seed: Annotated[int, typer.Option(help="The same seed makes the same conversations.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same conversations.", min=0)] = 0,
 ) -> None:
     """Make interleaved conversations in words and pictures: what `tsugiki eval --suite iit` scores.
 

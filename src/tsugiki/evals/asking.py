@@ -9,7 +9,7 @@ from tsugiki.errors import DataError
 from tsugiki.evals.contextual import Calibrated
 from tsugiki.evals.free import FreeAnswerer
 from tsugiki.evals.options import OptionScorer, OptionScores, without_pictures
-from tsugiki.evals.task import Clock, Once, Settings, bare_llm
+from tsugiki.evals.task import Answer, Clock, Once, Settings, bare_llm, message_text
 from tsugiki.types import Sample
 
 FEWEST = 5
@@ -55,3 +55,27 @@ def chosen(
     for window in Clock(task, len(samples), settings).windows(samples, 2 * settings.batch_size):
         blind = [None] * len(window) if base is None else base([without_pictures(s) for s in window])
         yield from zip(window, own(window), blind, strict=True)
+
+
+def of_two(task: str, samples: Sequence[Sample]) -> list[Sample]:
+    """Samples of a task about a picture with two options, one of which is the gold answer."""
+    return [
+        s
+        for s in samples
+        if s.task == task and s.images and len(s.options) == 2 and message_text(s.answer) in s.options
+    ]
+
+
+def closed(task: str, sample: Sample, own: OptionScores, base: OptionScores | None, settings: Settings) -> Answer:
+    """The likeliest option as an answer, with all probabilities."""
+    gold, text = message_text(sample.answer), own.best(settings.normalise)
+    return Answer(
+        task=task,
+        sample=sample,
+        text=text,
+        gold=gold,
+        correct=text == gold,
+        base_text=None if base is None else base.best(settings.normalise),
+        probabilities=own.probabilities(settings.normalise),
+        base_probabilities={} if base is None else base.probabilities(settings.normalise),
+    )

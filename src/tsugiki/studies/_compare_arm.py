@@ -7,10 +7,8 @@ its own and a crash takes nothing else along; the shared stage is then another o
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +22,13 @@ from tsugiki.data.files import atomic_folder, atomic_write, sha256_file
 from tsugiki.data.images import source_key
 from tsugiki.errors import StoreError, TsugikiError
 from tsugiki.evals import proof as proofs
-from tsugiki.evals import stats
 from tsugiki.evals import task as tasks
 from tsugiki.evals.retention import retention
 from tsugiki.evals.tables import records
 from tsugiki.identity import hash_json
 from tsugiki.mixing import linear
 from tsugiki.studies import _compare_plan as plans
+from tsugiki.studies import _compare_speed
 from tsugiki.studies._build import build_model, load_graft
 from tsugiki.studies._compare_plan import Arm, Plan
 from tsugiki.studies._training import encode
@@ -41,8 +39,6 @@ from tsugiki.types import Box, Sample
 VERSION = 1
 """Of the files: another one is not read."""
 FRONTEND, PEAK = "frontend.safetensors", "peak.json"
-PAIRS, TOKENS = 10, 16
-"""Interleaved pairs of a timing, and tokens of an answer."""
 MEGABYTE = 1e6
 
 Say = Callable[[str], None]
@@ -133,7 +129,7 @@ def run(
         "scores": [record for _, _, scores, _ in results for record in scores],
         "shown": [shown for *_, answers in results for shown in answers],
         "text": _read(plan, model, proof.holds, say),
-        "speed": _speed(model, everything[-1], place.seed) if plan.asked.speed else {},
+        "speed": _compare_speed.speed(model, everything[-1], place.seed) if plan.asked.speed else {},
         "environment": dict(proof.environment),
     }  # fmt: skip
     atomic_write(place.file, json.dumps(found, ensure_ascii=False, default=str) + "\n")
@@ -202,10 +198,10 @@ def _trained(
         "steps": plan.budget.steps, "scheduler": "constant_decay", "decay": 0.3, **arm.stage,
     }  # fmt: skip
     say(f"{place.stem}: {plan.budget.steps} steps of {plan.budget.batch_size}, {rates}")
-    fields, loaded = {"seed": place.seed, "stages": [stage]}, _peak()
+    fields, loaded = {"seed": place.seed, "stages": [stage]}, _compare_speed.peak()
     done = train(model, fields, place.run, data=given, features=features, progress=False)
     if alone and not done.resumed:
-        atomic_write(place.run / PEAK, json.dumps(_peak() - loaded))
+        atomic_write(place.run / PEAK, json.dumps(_compare_speed.peak() - loaded))
     peak = place.run / PEAK
     rows = parts.table(model, rates)
     return {
@@ -291,45 +287,6 @@ def _read(plan: Plan, model: Any, proven: bool, say: Say) -> list[dict[str, Any]
         return []
     options: dict[str, Any] = {"suites": wanted.retention, "n": wanted.items, "after_picture": wanted.after_picture}
     return records(retention(model, measure_exact=not proven, **options, progress=say))
-
-
-def _speed(model: Any, sample: Sample, seed: int) -> dict[str, Any]:
-    """Time to the first token and a token's time after it, of a question about a picture; each as a ratio to the bare
-    LLM reading as many tokens of text, in interleaved pairs."""
-    batch = model.encode_samples([sample], add_generation_prompt=True).inputs()
-    length = batch["input_ids"].shape[1]
-    ids = torch.randint(10, 250, (1, length), generator=torch.Generator().manual_seed(seed))
-    plain = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
-    found: dict[str, list[tuple[float, float]]] = {"first": [], "token": []}
-    for _ in range(PAIRS):
-        own = _timed(lambda n: model.generate(**batch, max_new_tokens=n, min_new_tokens=n, do_sample=False))
-        with model.detached() as llm:
-            bare = _timed(lambda n: llm.generate(**plain, max_new_tokens=n, min_new_tokens=n, do_sample=False))
-        found["first"].append((own[0], bare[0]))
-        found["token"].append(((own[1] - own[0]) / TOKENS, (bare[1] - bare[0]) / TOKENS))
-    result: dict[str, Any] = {"prompt_tokens": length}
-    for name, pairs in found.items():
-        ratio = stats.median_ratio([a for a, _ in pairs], [b for _, b in pairs])
-        seconds = sorted(a for a, _ in pairs)[PAIRS // 2]
-        result[name] = {"seconds": seconds, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
-    return result
-
-
-@torch.no_grad()
-def _timed(generate: Callable[[int], Any]) -> tuple[float, float]:
-    """Seconds to the first token, and to the last of `TOKENS` more."""
-    times = []
-    for n in (1, 1 + TOKENS):
-        started = time.perf_counter()
-        generate(n)
-        times.append(time.perf_counter() - started)
-    return times[0], times[1]
-
-
-def _peak() -> float:
-    """Megabytes that this process has used at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 
 
 def read(plan: Plan, place: Place) -> dict[str, Any] | None:

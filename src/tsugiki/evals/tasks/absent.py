@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.evals import stats
-from tsugiki.evals.asking import FEWEST, chosen, refuse_few
-from tsugiki.evals.options import OptionScores
-from tsugiki.evals.task import Answer, Result, Settings, message_text, picture_groups
+from tsugiki.evals.asking import FEWEST, chosen, closed, of_two, refuse_few
+from tsugiki.evals.task import Answer, Result, Settings, picture_groups
 from tsugiki.types import Sample, Score
 
 VERSION = 1
@@ -28,11 +27,7 @@ NEEDED = FEWEST
 
 def select(samples: Sequence[Sample]) -> list[Sample]:
     """Samples of the task "presence" with two options, the first of them "yes"."""
-    return [
-        s
-        for s in samples
-        if s.task == "presence" and s.images and len(s.options) == 2 and message_text(s.answer) in s.options
-    ]
+    return of_two("presence", samples)
 
 
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
@@ -42,7 +37,7 @@ def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result
         DataError: too few samples.
     """
     refuse_few("absent", samples)
-    answers = [_answer(s, own, base, settings) for s, own, base in chosen("absent", model, samples, settings)]
+    answers = [closed("absent", s, own, base, settings) for s, own, base in chosen("absent", model, samples, settings)]
     groups: dict[str, list[Answer]] = {}
     for answer in answers:
         groups.setdefault(str(answer.sample.meta.get("negatives") or "any"), []).append(answer)
@@ -99,16 +94,3 @@ def _rate(
 
 def _yes(answers: Sequence[Answer], texts: Sequence[str]) -> npt.NDArray[np.bool_]:
     return np.array([t == a.sample.options[0] for a, t in zip(answers, texts, strict=True)])
-
-
-def _answer(sample: Sample, own: OptionScores, base: OptionScores | None, settings: Settings) -> Answer:
-    gold, text = message_text(sample.answer), own.best(settings.normalise)
-    return Answer(
-        task="absent",
-        sample=sample,
-        text=text,
-        gold=gold,
-        correct=text == gold,
-        base_text=None if base is None else base.best(settings.normalise),
-        probabilities=own.probabilities(settings.normalise),
-    )

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from tsugiki.errors import DataError
 from tsugiki.evals import calibration, stats, yardsticks
-from tsugiki.evals.asking import chosen
-from tsugiki.evals.options import OptionScores
+from tsugiki.evals.asking import chosen, closed
 from tsugiki.evals.task import (
     Answer,
     Result,
@@ -58,7 +57,7 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
     """Score the samples, until the time is up."""
     found = chosen("decisions", model, samples, settings, _tolerance(settings))
-    answers = [_answer(s, own, base, settings) for s, own, base in found]
+    answers = [closed("decisions", s, own, base, settings) for s, own, base in found]
     scores = []
     for kind, group in by_kind(answers).items():
         rivals = yardsticks.choices(kind, [a.sample for a in group], settings, model)
@@ -145,20 +144,6 @@ def macro_f1(gold: npt.NDArray[np.intp], chosen: npt.NDArray[np.intp]) -> float:
 
 def _tolerance(settings: Settings) -> float | None:
     return settings.tolerance if settings.normalise == "sum" else None  # a mean needs finished options
-
-
-def _answer(sample: Sample, own: OptionScores, base: OptionScores | None, settings: Settings) -> Answer:
-    gold, text = message_text(sample.answer), own.best(settings.normalise)
-    return Answer(
-        task="decisions",
-        sample=sample,
-        text=text,
-        gold=gold,
-        correct=text == gold,
-        base_text=None if base is None else base.best(settings.normalise),
-        probabilities=own.probabilities(settings.normalise),
-        base_probabilities={} if base is None else base.probabilities(settings.normalise),
-    )
 
 
 def _macro_f1(task: str, answers: Sequence[Answer], rivals: Mapping[str, Sequence[str]]) -> Score:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsugiki.evals import stats
-from tsugiki.evals.asking import FEWEST, chosen, refuse_few
+from tsugiki.evals.asking import FEWEST, chosen, closed, of_two, refuse_few
 from tsugiki.evals.options import OptionScores
-from tsugiki.evals.task import Answer, Result, Settings, message_text, picture_groups
+from tsugiki.evals.task import Answer, Result, Settings, picture_groups
 from tsugiki.types import Sample, Score
 
 VERSION = 1
@@ -25,11 +25,7 @@ CHANCE = 0.5
 
 def select(samples: Sequence[Sample]) -> list[Sample]:
     """Samples of the task "matching" with two options, one of which is the gold answer."""
-    return [
-        s
-        for s in samples
-        if s.task == "matching" and s.images and len(s.options) == 2 and message_text(s.answer) in s.options
-    ]
+    return of_two("matching", samples)
 
 
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
@@ -41,7 +37,7 @@ def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result
     refuse_few("matching", samples)
     answers, freed = [], []
     for sample, own, base in chosen("matching", model, samples, settings):
-        answers.append(_answer(sample, own, base, settings))
+        answers.append(closed("matching", sample, own, base, settings))
         freed.append(None if base is None else _without_prior(own, base) == answers[-1].gold)
     groups: dict[str, list[int]] = {}
     for i, answer in enumerate(answers):
@@ -69,16 +65,3 @@ def score(task: str, answers: Sequence[Answer], freed: Sequence[bool | None]) ->
 def _without_prior(own: OptionScores, base: OptionScores) -> str:
     gains = [a - b for a, b in zip(own.logprobs, base.logprobs, strict=True)]
     return own.options[gains.index(max(gains))]
-
-
-def _answer(sample: Sample, own: OptionScores, base: OptionScores | None, settings: Settings) -> Answer:
-    gold, text = message_text(sample.answer), own.best(settings.normalise)
-    return Answer(
-        task="matching",
-        sample=sample,
-        text=text,
-        gold=gold,
-        correct=text == gold,
-        base_text=None if base is None else base.best(settings.normalise),
-        probabilities=own.probabilities(settings.normalise),
-    )
