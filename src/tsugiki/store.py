@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tsugiki import assets, build, grafts, identity
+from tsugiki import assets, build, grafts, identity, starter
 from tsugiki.card import card
 from tsugiki.data.files import atomic_folder, atomic_write, sha256_file
 from tsugiki.decoder import DecoderSpec, is_peft
@@ -47,20 +47,28 @@ def trained_state(model: TsugikiForConditionalGeneration) -> dict[str, Tensor]:
 
 def graft_sha256(model: TsugikiForConditionalGeneration) -> str:
     """One hash over every trained tensor, as it is saved, and the settings that give them their meaning."""
-    hashes = {k: identity.hash_tensor(v) for k, v in _untied(trained_state(model)).items()}
+    return _sha256(model, trained_state(model))
+
+
+def _sha256(model: TsugikiForConditionalGeneration, state: Mapping[str, Tensor]) -> str:
+    hashes = {k: identity.hash_tensor(v) for k, v in _untied(state).items()}
     settings = {"frontend": model.config.frontend, "grafts": model.config.grafts}
     return identity.digest({**hashes, "(settings)": identity.hash_json(settings)})
 
 
-def save(model: TsugikiForConditionalGeneration, folder: str | Path) -> Path:
+def save(model: TsugikiForConditionalGeneration, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
     """Write the graft alone.
+
+    Args:
+        dtype: of the file's real numbers, such as float16 for half the size; None = as they are. What is loaded has the
+            model's own dtype and the rounded values, whose hash is saved.
 
     Raises:
         StoreError: the disk is full or can't be written; an older graft in `folder` stays whole.
     """
     path = Path(folder)
     with atomic_folder(path, replaces=replaced(path)) as work:
-        _write(model, work)
+        _write(model, work, dtype=dtype)
     return path
 
 
@@ -87,11 +95,17 @@ def replaced(path: Path) -> tuple[str, ...]:
     return (WEIGHTS, CONFIG, CARD, BASE, TOWER)
 
 
-def _write(model: TsugikiForConditionalGeneration, work: Path, exported: Mapping[str, Any] | None = None) -> None:
-    state = {k: v.detach().cpu().contiguous() for k, v in trained_state(model).items()}
+def _write(
+    model: TsugikiForConditionalGeneration,
+    work: Path,
+    exported: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    own = {k: v.detach().cpu().contiguous() for k, v in trained_state(model).items()}
+    state = {k: v if dtype is None or not v.is_floating_point() else v.to(dtype) for k, v in own.items()}
     model.config.format_version = FORMAT
     facts = {
-        "graft_sha256": graft_sha256(model),
+        "graft_sha256": _sha256(model, {k: v.to(own[k].dtype) for k, v in state.items()}),
         "guarantee": model.guarantee,
         "processor": model.processor.facts(model.frontend),
     }
@@ -189,7 +203,7 @@ def load(
     """Find the base, build, and put the saved parts in.
 
     Args:
-        folder: a saved graft or an export.
+        folder: a saved graft or an export; "starter", where there is no such folder, is the one in the package.
         base: an LLM (a PeftModel too), a folder, a hub id or an asset's name; else the stored one, else `TSUGIKI_BASE`.
         tokenizer: needed only where the base is an object without source files.
         vision: a tower object, where the graft was made with one; a list of them for several towers.
@@ -237,6 +251,8 @@ def _folder(folder: str | Path) -> Path:
     path = Path(folder)
     if (path / CONFIG).is_file():
         return path
+    if str(folder) == starter.NAME:
+        return starter.folder()
     if path.exists() or os.sep in str(folder) and str(folder).count("/") != 1:
         raise StoreError(
             f"no {CONFIG} in {folder}" if path.exists() else f"no folder {folder}",

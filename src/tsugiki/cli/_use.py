@@ -22,7 +22,9 @@ HELP = "/image FILE adds a picture to the next question, /clear forgets the conv
 
 @app.command(epilog=example("tsugiki chat runs/a/graft --image desk.jpg --ask 'What is on the desk?'"))
 def chat(
-    model: Model,
+    model: Annotated[
+        str, typer.Argument(help="A saved graft: its folder, or a hub id. Default: the one in the package.")
+    ] = "starter",
     image: Annotated[list[Path] | None, typer.Option(help="A picture for the first question; several times.")] = None,
     ask: Annotated[str | None, typer.Option(help="Ask this and end; otherwise questions are typed.")] = None,
     detail: Annotated[Detail, typer.Option(help="Of the answers about pictures.")] = "full",

@@ -113,13 +113,17 @@ def build_model(
 
 @quiet_bars()
 def load_graft(folder: str | Path, base: Any = None, *, say: Say | None = None, **options: Any) -> Any:
-    """A saved graft on its base, as `tsugiki.load`; a tower of assets is fetched where it is missing.
+    """A saved graft on its base, as `tsugiki.load`; assets that it is made of are fetched where they are missing.
 
     Raises:
         StoreError, BaseMismatchError, AssetError: as `tsugiki.load` and `fetch_tower`.
     """
+    settings = store.settings_of(folder)
+    stored = (settings.get("base_identity") or {}).get("asset")
+    if base is None and stored and "exported" not in (settings.get("tsugiki") or {}):
+        assets.resolve(stored, say)  # tells of the download, which `load` would make in silence
     if options.get("vision") is None:
-        fetch_tower(str((store.settings_of(folder).get("frontend") or {}).get("tower")), say)
+        fetch_tower(str((settings.get("frontend") or {}).get("tower")), say)
     model: Any = store.load(folder, base=base, **options)
     return model.to(model.language_model.device)
 

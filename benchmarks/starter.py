@@ -1,0 +1,274 @@
+"""The starter graft: a combination chosen by successive halving, trained at length, and put into the package.
+
+    python benchmarks/starter.py --only lite0-224:1 lite0-320:1    # combination:round, each kept when it is finished
+    python benchmarks/starter.py                                   # the table of all that are finished
+    python benchmarks/starter.py --final lite0-320 --hours 3       # the chosen one at length; again: continued
+    python benchmarks/starter.py --commit lite0-320                # its graft into src/tsugiki/starter
+
+Every combination has the same pictures, order and number of steps: `STEPS`, with which the slowest takes about 5
+minutes of one core in round 1 and 20 in round 2. A clock would give fewer steps to what runs beside other work, and
+another result to a run that was continued.
+
+The figure that ranks: the mean over naming, boxes, yes/no and counting of (right - chance) / (1 - chance). Each kind
+counts the same, since a start has to serve all of them; guessing is 0 and all right is 1 in each, so that a kind with
+few options does not weigh more than one with fifty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from _results import RESULTS, write
+from _starter_data import NAMES, OPTIONS, TASKS, answered, ask, learn, probe, score
+
+from tsugiki import assets, starter, store
+from tsugiki.cli._models import new_model
+from tsugiki.data.files import atomic_folder
+from tsugiki.evals import proof as proofs
+from tsugiki.evals import stats
+from tsugiki.evals import task as tasks
+from tsugiki.evals.tables import markdown, records
+from tsugiki.studies._build import fetch_tower, load_graft
+from tsugiki.studies._training import encode
+from tsugiki.training import recipe as recipes
+from tsugiki.training.trainer import StepReport, train
+
+RECIPE = "demo/starter"
+STEPS = {1: 80, 2: 320}
+PICTURES = 1200
+"""Of one object, and as many of one to three, in the rounds; the final training has `FINAL_PICTURES`."""
+FINAL_PICTURES = 5000
+ASKED, REPORTED = 120, 240
+"""Pictures of each kind that choose, and those that are reported on; they are different ones."""
+CHOOSE, REPORT = 1, 2  # their seeds
+LITE0 = ["model.vision=efficientnet-lite0"]
+WINGS = "stages.eyes.train.graft.wings=3.0e-4"
+COMBINATIONS: dict[str, list[str]] = {
+    "lite0-224": [*LITE0, "model.input_size=224"],
+    "lite0-320": [*LITE0, "model.input_size=320"],
+    "lite0-448": [*LITE0, "model.input_size=448"],
+    "lite2-320": ["model.vision=efficientnet-lite2", "model.input_size=320"],
+    "lite0-320-rate": [*LITE0, "model.input_size=320", "stages.eyes.train.projector=6.0e-4"],
+    "lite0-320-wings16": [
+        *LITE0, "model.input_size=320", "model.grafts=[wings]", "model.options.rank=16", WINGS,
+    ],
+    "lite0-320-wings32": [
+        *LITE0, "model.input_size=320", "model.grafts=[wings]", "model.options.rank=32", WINGS,
+    ],
+    "lite0-320-cross": [
+        *LITE0, "model.input_size=320", "model.grafts=[cross_attention, projector]", "model.options.every=8",
+        "model.options.ffn_ratio=0.0", "stages.eyes.train.graft.cross_attention=3.0e-4",
+    ],
+}  # fmt: skip
+"""All with three places in the front-end and boxes as four numbers of two digits, without which none of them learns
+boxes (results/boxes.md). Cross-attention stands beside a projector, which brings the places into the prompt, and has
+few blocks; IAA and LynX, better at boxes (results/grounding.md), would take more than 40 MB."""
+LARGEST = 40_000_000
+"""Bytes of the weights in the package."""
+FINISHED = RESULTS / "starter"
+
+
+def folder() -> Path:
+    return assets.cache_dir() / "runs" / "starter"
+
+
+def plan_of(name: str, steps: int) -> recipes.Recipe:
+    """The recipe of a combination; what the base says to the texts is made once for all of them."""
+    return recipes.load(RECIPE, [*COMBINATIONS[name], f"steps={steps}", "stages.eyes.data.text.answers=given"])
+
+
+def prepared(name: str, steps: int, n: int) -> tuple[recipes.Recipe, Any, dict[str, Any]]:
+    """Recipe, new model and training samples."""
+    plan = plan_of(name, steps)
+    assert plan.model.base is not None and isinstance(plan.model.vision, str)
+    assets.fetch(plan.model.base)
+    fetch_tower(plan.model.vision)
+    torch.manual_seed(plan.seed)
+    model = new_model(plan.model, None, None, device="cpu")
+    data = learn(folder() / "data", n)
+    tokens = plan.stages[0].data["text"].answer_tokens
+    data["text"] = answered(model, data["text"], folder() / "data" / "text.jsonl", tokens)
+    return plan, model, data
+
+
+def run(name: str, number: int) -> None:
+    """One combination in one round, unless it is finished."""
+    file = FINISHED / f"{name}-{number}.json"
+    if file.is_file():
+        return
+    plan, model, data = prepared(name, STEPS[number], PICTURES)
+    asked = ask(folder() / "data", CHOOSE, ASKED)
+    features = encode(model, [*data["scenes"], *data["words"], *asked], print)
+    done = train(model, plan, folder() / file.stem, data=data, features=features, progress=False, on_step=tell(name))
+    found = score(model, asked, features)
+    result = {"combination": name, "round": number, "steps": done.steps, "seconds": round(done.seconds, 1)}
+    result |= {"parameters": parameters(model), "losses": [round(v, 4) for v in done.losses], **found}
+    FINISHED.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result))
+    print(f"{file.stem}: {found['figure']:.3f} {found['shares']}, {done.seconds:.0f} s", flush=True)
+
+
+def tell(name: str, every: int = 20) -> Any:
+    """Says every so many steps how far it is."""
+
+    def look(report: StepReport) -> None:
+        if report.step % every == 0:
+            print(f"{name}: step {report.step}, {report.seconds:.0f} s, loss {report.loss:.3f}", flush=True)
+
+    return look
+
+
+def parameters(model: Any) -> int:
+    """Numbers in a saved graft."""
+    from tsugiki.store import trained_state
+
+    return sum(v.numel() for v in trained_state(model).values())
+
+
+def table() -> None:
+    """All finished combinations, the best of each round first."""
+    found = [json.loads(file.read_text()) for file in sorted(FINISHED.glob("*-[12].json"))]
+    rows = []
+    for result in sorted(found, key=lambda r: (-r["round"], -r["figure"])):
+        row: dict[str, Any] = {k: result[k] for k in ("round", "combination", "steps")}
+        row |= {"minutes": round(result["seconds"] / 60, 1), "MB": round(result["parameters"] * 2 / 1e6, 1)}
+        row["figure"] = round(result["figure"], 3)
+        for task in TASKS:
+            share = stats.mean([float(v) for v in result[task]["right"]])
+            row[task] = f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
+        rows.append(row)
+    chance = ", ".join(f"{task} {value:.3f}" for task, value in found[0]["chance"].items())
+    notes = [
+        "Figure: the mean over the four kinds of (right - chance) / (1 - chance); defined before anything was run.",
+        f"Chance: {chance}. {ASKED} pictures to name among 50 options by likelihood, {ASKED} of one to three objects"
+        " with a question each for a box (first box right at IoU 0.5), presence and number; unseen renderings and"
+        " backgrounds.",
+        f"Steps of 8 samples; {PICTURES} pictures of one object and {PICTURES} of one to three, {PICTURES // 8} of"
+        " words, 160 questions about text after a picture. One seed.",
+        "MB: of the graft's numbers in float16.",
+        "The two best of round 1 go into round 2; intervals are over the pictures and do not cover the choice.",
+    ]
+    write("starter", "The starter graft: which combination", rows, notes)
+
+
+def final(name: str, hours: float) -> None:
+    """The chosen one at length, in as many steps as fit by the pace of its round 2; a run that is there keeps its
+    own number."""
+    out = folder() / f"{name}-final"
+    chosen = out / "steps.json"
+    if not chosen.is_file():
+        pace = json.loads((FINISHED / f"{name}-2.json").read_text())
+        out.mkdir(parents=True, exist_ok=True)
+        chosen.write_text(json.dumps(int(hours * 3600 * pace["steps"] / pace["seconds"])))
+    plan, model, data = prepared(name, json.loads(chosen.read_text()), FINAL_PICTURES)
+    features = encode(model, [*data["scenes"], *data["words"]], print)
+    done = train(model, plan, out, data=data, features=features, progress=False, on_step=tell(name, 100))
+    print(f"{name}: {done.steps} steps in {done.seconds:.0f} s, {done.graft}", flush=True)
+
+
+def commit(name: str) -> None:
+    """Its graft into the package in float16: scored in this form and as it was trained, with recipe, log and card."""
+    out = folder() / f"{name}-final"
+    plan = plan_of(name, json.loads((out / "steps.json").read_text()))
+    trained = load_graft(out / "graft", plan.model.base)
+    data, asked = learn(folder() / "data", FINAL_PICTURES), ask(folder() / "data", REPORT, REPORTED)
+    known = [*data["scenes"], *data["words"]]
+    features = encode(trained, [*known, *asked], print)
+    before = score(trained, asked, features)
+    with atomic_folder(starter.FOLDER) as work:
+        store.save(trained, work, dtype=torch.float16)
+        model = load_graft(work, plan.model.base)
+        found = score(model, asked, features)
+        own = tasks.measure(model, ["decisions", "grounding"], asked, features=features, train=known)
+        scores = [s for result in own.values() for s in result.scores]
+        proof = proofs.verify(model, answers=20, out=work)
+        print(proofs.describe(proof))
+        lines = sentences(found, before, probe(features, data["scenes"], asked))
+        (work / "recipe.yaml").write_text(plan.to_yaml(), encoding="utf-8")
+        shutil.copy(out / "log.jsonl", work / "log.jsonl")
+        facts = {"seed": plan.seed, "steps": plan.stages[0].steps, "pictures": [FINAL_PICTURES] * 2, "asked": REPORTED}
+        content = {**facts, "findings": lines, "right": found, "float32": before["shares"], "scores": records(scores)}
+        (work / "scores.json").write_text(json.dumps(content, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        card = work / store.CARD
+        card.write_text(card.read_text(encoding="utf-8") + about(lines, markdown(scores)), encoding="utf-8")
+    size = (starter.FOLDER / store.WEIGHTS).stat().st_size
+    assert size <= LARGEST, f"{size / 1e6:.1f} MB"
+    print("\n".join(lines))
+
+
+def sentences(found: dict[str, Any], before: dict[str, Any], probed: list[int]) -> list[str]:
+    """What the four kinds and the probe say."""
+    lines = []
+    for kind in TASKS:
+        share = stats.mean([float(v) for v in found[kind]["right"]])
+        change = stats.paired(found[kind]["right"], before[kind]["right"])
+        lines.append(
+            f"{kind}: {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] right of {share.n}, chance"
+            f" {found['chance'][kind]:.3f}; float16 minus float32 {change.value:+.3f}"
+            f" [{change.low:+.3f}, {change.high:+.3f}]"
+        )
+    sizes = found["box"]["sizes"]
+    for size in dict.fromkeys(sizes):
+        hits = stats.mean([float(v) for v, s in zip(found["box"]["right"], sizes, strict=True) if s == size])
+        lines.append(f"box, {size}: {hits.value:.3f} [{hits.low:.3f}, {hits.high:.3f}] of {hits.n}")
+    linear, gap = stats.mean([float(v) for v in probed]), stats.paired(found["naming"]["right"], probed)
+    lines.append(
+        f"naming: a linear probe on the same features has {linear.value:.3f} [{linear.low:.3f}, {linear.high:.3f}], the"
+        f" graft {found['shares']['naming'] / linear.value:.2f} of it; difference {gap.value:+.3f}"
+        f" [{gap.low:+.3f}, {gap.high:+.3f}]"
+    )
+    return lines
+
+
+def about(lines: list[str], scores: str) -> str:
+    """What the card says of training and scores."""
+    made = [
+        f"drawings of {NAMES} OpenMoji pictograms (CC BY-SA 4.0) on plain and textured backgrounds, and drawn words in"
+        " Noto Sans (OFL-1.1) and IPAexGothic (IPA Font License)",
+        "titles of Wikipedia articles (CC BY-SA 4.0) in questions, with the base's own answers",
+        "no photograph, no label of the fabric set",
+    ]
+    learned = "\n".join(f"* {line}" for line in made)
+    told = "\n".join(f"* {line}" for line in lines)
+    return f"""
+## What it learned from
+
+{learned}
+
+`recipe.yaml` and `log.jsonl` say how; `python benchmarks/starter.py` makes it again.
+
+## Scores
+
+Unseen renderings on unseen backgrounds, {REPORTED} pictures of each kind; naming among {OPTIONS} names by likelihood.
+
+{told}
+
+{scores}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", help="combination:round of what to run; no table")
+    parser.add_argument("--final", choices=list(COMBINATIONS), help="train this one at length")
+    parser.add_argument("--hours", type=float, default=3.0, help="of the final training, at the pace of its round 2")
+    parser.add_argument("--commit", choices=list(COMBINATIONS), help="put its final graft into the package")
+    given = parser.parse_args()
+    for one in given.only or ():
+        name, _, number = one.rpartition(":")
+        run(name, int(number))
+    if given.final:
+        final(given.final, given.hours)
+    if given.commit:
+        commit(given.commit)
+    if not (given.only or given.final or given.commit):
+        table()
+
+
+if __name__ == "__main__":
+    main()
