@@ -1,5 +1,6 @@
 """The starter graft: a combination chosen by successive halving, trained at length, and put into the package.
 
+    python benchmarks/starter.py --data                            # the pictures, before several processes begin
     python benchmarks/starter.py --only lite0-224:1 lite0-320:1    # combination:round, each kept when it is finished
     python benchmarks/starter.py                                   # the table of all that are finished
     python benchmarks/starter.py --final lite0-320 --hours 3       # the chosen one at length; again: continued
@@ -254,11 +255,15 @@ Unseen renderings on unseen backgrounds, {REPORTED} pictures of each kind; namin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="store_true", help="make the pictures of the rounds, and the base's answers")
     parser.add_argument("--only", nargs="+", help="combination:round of what to run; no table")
     parser.add_argument("--final", choices=list(COMBINATIONS), help="train this one at length")
     parser.add_argument("--hours", type=float, default=3.0, help="of the final training, at the pace of its round 2")
     parser.add_argument("--commit", choices=list(COMBINATIONS), help="put its final graft into the package")
     given = parser.parse_args()
+    if given.data:
+        prepared("lite0-224", 1, PICTURES)
+        ask(folder() / "data", CHOOSE, ASKED)
     for one in given.only or ():
         name, _, number = one.rpartition(":")
         run(name, int(number))
@@ -266,7 +271,7 @@ def main() -> None:
         final(given.final, given.hours)
     if given.commit:
         commit(given.commit)
-    if not (given.only or given.final or given.commit):
+    if not (given.data or given.only or given.final or given.commit):
         table()
 
 

@@ -19,7 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import tsugiki
-from tsugiki import assets
+from tsugiki import assets, starter
 from tsugiki.cli import _app, app
 from tsugiki.errors import AssetError, DataError, InputError, StoreError
 from tsugiki.evals import task
@@ -618,3 +618,15 @@ def test_chat(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> Non
     assert answers == ["[b]one[/b] 0 0", "[b]two[/b] 2 1", "[b]three[/b] 4 0", "[b]four[/b] 0 0"]
     assert "Error: no such picture" in result.stderr
     assert Message.of("user", "x").role == "user"
+
+
+def test_chat_takes_the_starter_where_no_graft_is_named(
+    run: Run, fake: Callable[[str, Any], Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter, "FOLDER", tmp_path / "none")
+    result = run("chat", "--ask", "?")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "no starter graft" in result.stderr and "tsugiki fit photos/" in result.stderr
+    load = fake("tsugiki.cli._models.load_model", Talker())
+    assert run("chat", "--ask", "何?").stdout == "[b]何?[/b] 0 0\n"
+    assert load.given["folder"] == "starter"

@@ -1,13 +1,15 @@
 """`tsugiki demo`: eyes for SmolLM2-135M in minutes on two cores, the proof that its text is untouched, and one report.
 
-Three grafts are trained by the clock: a projector and WINGS on the same pictogram scenes, half of the time each, and a
-projector on 200 fabric photographs. Each is proven, then asked about pictures that it never saw, until a time limit; n
-tells how many it was.
+The starter graft of the package is asked about scenes as it is, then adapted to 200 fabric photographs, beside a graft
+of the same make that begins with them. Where the package has none, a projector and WINGS learn from the same scenes,
+half of the time each, and a projector from the photographs. Training goes by the clock. Each graft is proven, then
+asked about pictures that it never saw, until a time limit; n tells how many it was.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,18 +19,18 @@ from typing import Any
 
 from rich.table import Table
 
-from tsugiki import assets
+from tsugiki import assets, starter
 from tsugiki.data.files import atomic_write
 from tsugiki.evals import proof as proofs
 from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
 from tsugiki.evals.tables import markdown, records, table
-from tsugiki.studies._build import VISION, build_model, fetch_tower, quiet_bars
+from tsugiki.studies._build import build_model, fetch_tower, load_graft, quiet_bars
+from tsugiki.studies._demo_plan import Part, Plan, plans
 from tsugiki.studies._training import encode
 from tsugiki.studies._words import beside, sentences
-from tsugiki.training import recipe as recipes
-from tsugiki.training.trainer import TrainResult, train
-from tsugiki.types import Proof, Sample, Score
+from tsugiki.training.trainer import train
+from tsugiki.types import Sample, Score
 
 BASE = "smollm2-135m-instruct"
 ASSETS = (BASE, "fabric", "openmoji")
@@ -45,50 +47,6 @@ OTHERS = 0.4
 """Time for each further kind of question, in that for choosing among given answers."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One of the three grafts, before it is trained."""
-
-    name: str
-    """Of its folder and of its lines in the report."""
-    data: str
-    """`scenes` or `fabric`; grafts with the same data are compared."""
-    recipe: str
-    """It says which graft it is, too."""
-    share: float = 1.0
-    """Of the training time that its data has."""
-
-    @property
-    def method(self) -> str:
-        return str(recipes.load(self.recipe).model.grafts[-1])
-
-
-PLANS = (
-    Plan(name="scenes-projector", data="scenes", recipe="demo/scenes", share=0.5),
-    Plan(name="scenes-wings", data="scenes", recipe="demo/scenes-wings", share=0.5),
-    Plan(name="fabric", data="fabric", recipe="demo/fabric"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One of the three grafts, and what was found about it."""
-
-    plan: Plan
-    graft: Path
-    training: TrainResult
-    proof: Proof
-    results: Mapping[str, tasks.Result]
-
-    @property
-    def name(self) -> str:
-        return self.plan.name
-
-    @property
-    def scores(self) -> list[Score]:
-        return [s for r in self.results.values() for s in r.scores]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +70,7 @@ class DemoResult:
         found: dict[tuple[str, str], list[Score]] = {}
         for part in self.parts:
             for score in part.scores:
-                named = replace(score, task=f"{score.task} ({part.plan.method})")
+                named = replace(score, task=f"{score.task} ({part.plan.told})")
                 found.setdefault((part.plan.data, score.task), []).append(named)
         return [score for scores in found.values() for score in scores]
 
@@ -150,7 +108,7 @@ def run(
 
     Args:
         out: the report and the grafts go there.
-        minutes: training time of each kind of pictures; two grafts share that of the scenes.
+        minutes: training time of each graft; without a starter, two grafts share that of the scenes.
         limit_seconds: of choosing among given answers, and 0.4 of it of each further kind of question, for each graft;
             what was asked until then is what counts.
         seed: of data, order and yardsticks.
@@ -165,12 +123,14 @@ def run(
     for name in ASSETS:
         assets.fetch(name, say)
     assets.llm_folder(BASE, say)
-    fetch_tower(VISION, say)
+    for tower in dict.fromkeys(str(p.made.model.vision) for p in plans()):
+        fetch_tower(tower, say)
     clock.done("fetch")
     data = {"scenes": _scenes(folder, seed), "fabric": _fabric(seed)}
     clock.done("make data")
-    parts = [_part(p, *data[p.data], folder / p.name, minutes, limit_seconds, seed, progress, clock) for p in PLANS]
-    facts = {f"minutes of training, {p.name}": p.share * minutes for p in PLANS}
+    chosen = plans()
+    parts = [_part(p, *data[p.data], folder / p.name, minutes, limit_seconds, seed, progress, clock) for p in chosen]
+    facts = {f"minutes of training, {p.name}": p.share * minutes for p in chosen if p.recipe}
     return _report(folder, parts, clock, {"seed": seed, **facts})
 
 
@@ -201,7 +161,17 @@ def _fabric(seed: int) -> tuple[list[Sample], list[Sample]]:
     from tsugiki.synth import fabric
 
     learn, rest = fabric.draw(seed, PHOTOGRAPHS)
-    return learn, rest
+    return learn, random.Random(seed).sample(rest, TEST_PHOTOGRAPHS)
+
+
+def _model(plan: Plan, say: Say) -> Any:
+    """The saved graft, or a new one of the same make."""
+    if plan.start:
+        return load_graft(plan.start, say=say)
+    spec = plan.made.model
+    # Photographs without boxes have nothing to fit places from.
+    options = {k: v for k, v in spec.options.items() if k not in ("places", "box_text")}
+    return build_model(BASE, spec.grafts, spec.vision, input_size=spec.input_size, **options)
 
 
 def _part(
@@ -216,45 +186,41 @@ def _part(
     clock: _Clock,
 ) -> Part:
     """One graft: train by the clock, prove, ask."""
-    name, spec = plan.name, recipes.load(plan.recipe).model
-    model = build_model(BASE, spec.grafts, VISION, input_size=INPUT_SIZE, **spec.options)
+    name = plan.name
+    model = _model(plan, clock.say)
     features = encode(model, [*learn, *ask], clock.say)
     clock.done(f"{name}: encode pictures")
-    training = train(
-        model,
-        plan.recipe,
-        folder,
-        data=list(learn),
-        overrides=[f"minutes={plan.share * minutes}"],
-        features=features,
-        progress=progress,
-    )
-    clock.done(f"{name}: train {training.steps} steps")
+    training = None
+    if plan.recipe:
+        changes = [f"minutes={plan.share * minutes}", f"train={dict(plan.made.stages[0].train)}"]
+        changes += ["warm_start=false"] if plan.start else []
+        training = train(
+            model, plan.recipe, folder, data=list(learn), overrides=changes, features=features, progress=progress
+        )
+        clock.done(f"{name}: train {training.steps} steps")
     with quiet_bars():
         proof = proofs.verify(model, answers=PROOF_ANSWERS, seed=seed, out=folder / "proof.json")
     clock.say(proofs.describe(proof))
     clock.done(f"{name}: prove")
     names = tasks.scorable(ask)
-    limit = TEST_PHOTOGRAPHS if plan.data == "fabric" else None
     results: dict[str, tasks.Result] = {}
     for task in names:
         seconds = limit_seconds * (1 if task == "decisions" else OTHERS)
-        results |= tasks.measure(
-            model, task, ask, features=features, train=learn, seconds=seconds, limit=limit, seed=seed
-        )
+        results |= tasks.measure(model, task, ask, features=features, train=learn, seconds=seconds, seed=seed)
         clock.done(f"{name}: ask about held-out pictures, {task}")
-    return Part(plan=plan, graft=training.graft, training=training, proof=proof, results=results)
+    graft = starter.FOLDER if training is None else training.graft
+    return Part(plan=plan, graft=graft, training=training, proof=proof, results=results)
 
 
 def _compared(one: Part, other: Part) -> Iterator[str]:
-    """What two grafts of the same data named, in the same time, in sentences."""
-    names = [f"{part.plan.method} after {part.training.steps} steps" for part in (other, one)]
+    """What two grafts of the same data answered, in the same time, in sentences."""
     for task in ("decisions", "vqa"):
-        answers = [part.results[task].answers if task in part.results else () for part in (other, one)]
-        named = [[a for a in found if a.sample.task == "naming"] for found in answers]
-        said = beside(f"{task}/naming in equal time", *zip(names, named, strict=True))
-        if said is not None:
-            yield said
+        answers = [tasks.by_kind(p.results[task].answers) if task in p.results else {} for p in (other, one)]
+        for kind in (k for k in answers[0] if k in answers[1]):
+            named = [(p.told, a[kind]) for p, a in zip((other, one), answers, strict=True)]
+            said = beside(f"{task}/{kind} in equal time", *named)
+            if said is not None:
+                yield said
 
 
 def _report(folder: Path, parts: Sequence[Part], clock: _Clock, facts: Mapping[str, object]) -> DemoResult:
@@ -274,16 +240,16 @@ def _report(folder: Path, parts: Sequence[Part], clock: _Clock, facts: Mapping[s
         findings=findings,
         scores=result.scores,
         answers=[
-            replace(a, task=f"{a.task} ({part.plan.method})")
+            replace(a, task=f"{a.task} ({part.plan.told})")
             for part in parts
             for r in part.results.values()
             for a in r.answers
         ],
-        losses={part.name: list(enumerate(part.training.losses, 1)) for part in parts},
+        losses={p.name: list(enumerate(p.training.losses, 1)) for p in parts if p.training is not None},
         proofs={part.name: part.proof for part in parts},
         facts={
             "base": BASE,
-            "tower": f"{VISION} at {INPUT_SIZE} px",
+            "towers": ", ".join(dict.fromkeys(p.plan.eyes for p in parts)),
             **facts,
             **{f"seconds, {k}": v for k, v in steps.items()},
         },
