@@ -182,7 +182,10 @@ def commit(name: str) -> None:
     features = encode(trained, [*known, *asked], print)
     before = score(trained, asked, features)
     with atomic_folder(starter.FOLDER) as work:
+        nameless(trained)
         store.save(trained, work, dtype=torch.float16)
+        size = (work / store.WEIGHTS).stat().st_size
+        assert size <= LARGEST, f"{size / 1e6:.1f} MB"
         model = load_graft(work, plan.model.base)
         found = score(model, asked, features)
         own = tasks.measure(model, ["decisions", "grounding"], asked, features=features, train=known)
@@ -197,9 +200,14 @@ def commit(name: str) -> None:
         (work / "scores.json").write_text(json.dumps(content, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         card = work / store.CARD
         card.write_text(card.read_text(encoding="utf-8") + about(lines, markdown(scores)), encoding="utf-8")
-    size = (starter.FOLDER / store.WEIGHTS).stat().st_size
-    assert size <= LARGEST, f"{size / 1e6:.1f} MB"
     print("\n".join(lines))
+
+
+def nameless(model: Any) -> None:
+    """No paths of this machine in what is saved: the base is found by its asset's name."""
+    asset = model.config.base_identity["asset"]
+    model.config.base_identity = {**model.config.base_identity, "source": asset}
+    model.config.text_config._name_or_path = asset
 
 
 def sentences(found: dict[str, Any], before: dict[str, Any], probed: list[int]) -> list[str]:
