@@ -205,9 +205,7 @@ def commit(name: str) -> None:
 
 def nameless(model: Any) -> None:
     """No paths of this machine in what is saved: the base is found by its asset's name."""
-    asset = model.config.base_identity["asset"]
-    model.config.base_identity = {**model.config.base_identity, "source": asset}
-    model.config.text_config._name_or_path = asset
+    model.base_identity["source"] = model.config.text_config._name_or_path = model.base_identity["asset"]
 
 
 def sentences(found: dict[str, Any], before: dict[str, Any], probed: list[int]) -> list[str]:

@@ -11,7 +11,8 @@ from tests.grafts._requests import request, wake
 
 import tsugiki
 from tsugiki import starter, store
-from tsugiki.errors import StoreError
+from tsugiki.errors import AssetError, StoreError
+from tsugiki.studies._build import load_graft
 from tsugiki.testing import TinyTower, tiny_llm, tiny_model, tiny_tokenizer
 
 
@@ -60,3 +61,14 @@ def test_half_the_bytes_hold_the_rounded_numbers(tmp_path: Path) -> None:
     with torch.no_grad():
         rows = [m(**request(m, [[4, "i", 5]])).logits for m in (model, again)]
     torch.testing.assert_close(rows[1], rows[0], atol=1e-2, rtol=1e-2)
+
+
+def test_a_base_that_is_not_there_is_fetched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "FOLDER", tmp_path / "packaged")
+    monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = tiny_model()
+    model.base_identity["asset"] = "smollm2-135m-instruct"
+    store.save(model, starter.FOLDER)
+    with pytest.raises(AssetError, match="Run: tsugiki assets fetch smollm2-135m-instruct"):
+        load_graft("starter")

@@ -30,10 +30,10 @@ def demo(
         "runs/demo"
     ),
     minutes: Annotated[
-        float, typer.Option(help="Training time of scenes (two grafts share it) and of fabric.", min=0.05)
+        float, typer.Option(help="Training time of each graft on fabric; without a starter, of scenes too.", min=0.05)
     ] = 3.0,
 ) -> None:
-    """Give SmolLM2-135M eyes on two kinds of pictures, by two grafts, prove that its text is untouched, and report."""
+    """Give SmolLM2-135M eyes, adapt them to photographs, prove that its text is untouched, and report."""
     from tsugiki.studies.demo import run
 
     result = run(out=folder, minutes=minutes, say=say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsugiki import starter
@@ -59,11 +59,11 @@ def plans() -> tuple[Plan, ...]:
     """With the starter where the package has one."""
     if not starter.is_packaged():
         return PLANS
-    own, fabric = {"like": str(starter.FOLDER / "recipe.yaml")}, {"data": "fabric", "recipe": "demo/fabric"}
+    like, fabric = str(starter.FOLDER / "recipe.yaml"), PLANS[-1]
     return (
-        Plan(name="starter", data="scenes", start=starter.NAME, label="starter", **own),
-        Plan(name="fabric-adapted", start=starter.NAME, label="adapted", **fabric, **own),
-        Plan(name="fabric-new", label="from scratch", **fabric, **own),
+        Plan(name="starter", data="scenes", start=starter.NAME, like=like, label="starter"),
+        replace(fabric, name="fabric-adapted", start=starter.NAME, like=like, label="adapted"),
+        replace(fabric, name="fabric-new", like=like, label="from scratch"),
     )
 
 

@@ -119,16 +119,15 @@ def run(
         AssetError: an asset can't be fetched.
         StoreError: the disk is full, or `out` can't be written.
     """
-    folder, clock = Path(out), _Clock(say)
+    folder, clock, chosen = Path(out), _Clock(say), plans()
     for name in ASSETS:
         assets.fetch(name, say)
     assets.llm_folder(BASE, say)
-    for tower in dict.fromkeys(str(p.made.model.vision) for p in plans()):
+    for tower in dict.fromkeys(str(p.made.model.vision) for p in chosen):
         fetch_tower(tower, say)
     clock.done("fetch")
     data = {"scenes": _scenes(folder, seed), "fabric": _fabric(seed)}
     clock.done("make data")
-    chosen = plans()
     parts = [_part(p, *data[p.data], folder / p.name, minutes, limit_seconds, seed, progress, clock) for p in chosen]
     facts = {f"minutes of training, {p.name}": p.share * minutes for p in chosen if p.recipe}
     return _report(folder, parts, clock, {"seed": seed, **facts})
