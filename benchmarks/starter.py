@@ -190,9 +190,9 @@ def commit(name: str) -> None:
         found = score(model, asked, features)
         own = tasks.measure(model, ["decisions", "grounding"], asked, features=features, train=known)
         scores = [s for result in own.values() for s in result.scores]
-        proof = proofs.verify(model, answers=20, out=work)
-        print(proofs.describe(proof))
-        lines = sentences(found, before, probe(features, data["scenes"], asked))
+        proof = proofs.verify(model, answers=20)
+        lines = [f"`tsugiki verify`: {'holds' if proof.holds else 'DOES NOT HOLD'}, {proof.prompts} prompts"]
+        lines += sentences(found, before, probe(features, data["scenes"], asked))
         (work / "recipe.yaml").write_text(plan.to_yaml(), encoding="utf-8")
         shutil.copy(out / "log.jsonl", work / "log.jsonl")
         facts = {"seed": plan.seed, "steps": plan.stages[0].steps, "pictures": [FINAL_PICTURES] * 2, "asked": REPORTED}
@@ -224,9 +224,10 @@ def sentences(found: dict[str, Any], before: dict[str, Any], probed: list[int]) 
         hits = stats.mean([float(v) for v, s in zip(found["box"]["right"], sizes, strict=True) if s == size])
         lines.append(f"box, {size}: {hits.value:.3f} [{hits.low:.3f}, {hits.high:.3f}] of {hits.n}")
     linear, gap = stats.mean([float(v) for v in probed]), stats.paired(found["naming"]["right"], probed)
+    share = found["shares"]["naming"] / linear.value if linear.value else float("inf")
     lines.append(
         f"naming: a linear probe on the same features has {linear.value:.3f} [{linear.low:.3f}, {linear.high:.3f}], the"
-        f" graft {found['shares']['naming'] / linear.value:.2f} of it; difference {gap.value:+.3f}"
+        f" graft {share:.2f} of it; difference {gap.value:+.3f}"
         f" [{gap.low:+.3f}, {gap.high:+.3f}]"
     )
     return lines
