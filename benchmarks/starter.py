@@ -239,7 +239,7 @@ def about(lines: list[str], scores: str) -> str:
         f"drawings of {NAMES} OpenMoji pictograms (CC BY-SA 4.0) on plain and textured backgrounds, and drawn words in"
         " Noto Sans (OFL-1.1) and IPAexGothic (IPA Font License)",
         "titles of Wikipedia articles (CC BY-SA 4.0) in questions, with the base's own answers",
-        "no photograph, no label of the fabric set",
+        "no photograph, no label of the fabric set; the graft's own weights are Apache-2.0, as the package",
     ]
     learned = "\n".join(f"* {line}" for line in made)
     told = "\n".join(f"* {line}" for line in lines)
