@@ -88,6 +88,13 @@ def test_nearest_and_hard_are_sorted_with_the_first_of_equals_first(n: int, k: i
     assert demos.hard(given_, k) == sorted(range(n), key=lambda i: (-hardness[i], i))[:k]
 
 
+def test_hard_is_random_as_long_as_one_is_not_known() -> None:
+    given_, same = candidates(9, 3), candidates(9, 3)
+    assert given_.hardness is not None
+    given_.hardness[4] = np.nan
+    assert demos.hard(given_, 5) == demos.random(same, 5)
+
+
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99))
 def test_balanced_has_as_many_of_each_answer_as_there_are(n: int, k: int, seed: int) -> None:
     given_ = candidates(n, seed)

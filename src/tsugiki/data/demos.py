@@ -42,7 +42,7 @@ class Candidates:
     query: Floats | None = None
     """The query's unit vector [d]."""
     hardness: Floats | None = None
-    """[c], such as each one's loss under the model; the higher, the harder."""
+    """[c], such as each one's loss under the model; the higher, the harder; NaN = not known yet."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,13 +80,15 @@ def diverse(candidates: Candidates, k: int, balance: float = BALANCE) -> list[in
 
 
 def hard(candidates: Candidates, k: int) -> list[int]:
-    """The k hardest, the hardest first.
+    """The k hardest, the hardest first; random as long as one of them has no hardness (NaN).
 
     Raises:
         InputError: nobody said how hard they are.
     """
     if candidates.hardness is None:
         raise InputError("the sampler 'hard' without hardness", expected="one number a sample, such as its loss")
+    if np.isnan(candidates.hardness).any():
+        return random(candidates, k)
     return _ints(np.argsort(-candidates.hardness, kind="stable")[:k])
 
 
