@@ -1,6 +1,6 @@
 """Tuning in context through a hub (MMICT) against plain tuning in context and none: equal data, steps, batches, rate.
 
-    python benchmarks/mmict.py                                  # every arm, kept when it is finished; then the table
+    python benchmarks/mmict.py                                  # the usual arms, each kept; three quarters of an hour
     python benchmarks/mmict.py --only plain mmict               # some arms; the table of those that are finished
     python benchmarks/mmict.py --steps 2 --asked 4 --rounds 2   # a look whether it runs; docs/results stays as it is
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _mmict_arms import ARMS, BATCH, RATE, model_of, plan, times
+from _mmict_arms import ARMS, BATCH, RATE, USUAL, model_of, plan, times
 from _results import RESULTS, write
 from _wings_arms import LLM, TOWER
 from bank_classes import ENTRIES, PICTURES, SHOWN, made, right
@@ -39,7 +39,7 @@ from tsugiki.training.trainer import train
 from tsugiki.types import DemoPart, Sample
 
 CLASSES = 10
-STEPS, ASKED, ROUNDS = 60, 40, 8
+STEPS, ASKED, ROUNDS = 60, 40, 6
 LAST = 10
 """Steps at the end whose mean loss is told."""
 KINDS = ("old", "new")
@@ -184,7 +184,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]], voted: dict[str, list[int]],
 
 
 def ratio(seconds: dict[str, list[float]] | None, name: str) -> str:
-    if not seconds:
+    if not seconds or name not in seconds:
         return ""
     value = stats.median_ratio(seconds[name], seconds["none"])
     return "1" if name == "none" else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=ASKED, help="Queries of old classes, and of new ones.")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="Steps of each arm that are timed; 0 = none.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Of start and order; the data stay.")
-    parser.add_argument("--only", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--only", nargs="+", default=USUAL, choices=list(ARMS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name in (LLM, "openmoji", "fabric"):
