@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 import tsugiki
 from tsugiki import assets
 from tsugiki.cli import _app, app
+from tsugiki.data import splits
 from tsugiki.errors import AssetError, DataError, InputError, StoreError
 from tsugiki.evals import task
 from tsugiki.studies._draws import Few
@@ -618,3 +619,17 @@ def test_chat(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> Non
     assert answers == ["[b]one[/b] 0 0", "[b]two[/b] 2 1", "[b]three[/b] 4 0", "[b]four[/b] 0 0"]
     assert "Error: no such picture" in result.stderr
     assert Message.of("user", "x").role == "user"
+
+
+def test_label_next(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None:
+    made = SimpleNamespace(table="the table", notes=("1 picture is left out.",), chosen=[1, 2], ranked=9)
+    label = fake("tsugiki.studies.label_next.label_next", made)
+    result = run("label-next", "g", "new", "--train", "t.jsonl", "--n", 2, "--severe", "hole", "-o", "l")
+    assert result.stdout.splitlines() == [
+        "the table", "1 picture is left out.", "2 of 9 pictures: l/next.jsonl, l/sheet.png"
+    ]  # fmt: skip
+    given = {k: label.given[k] for k in ("pictures", "train", "n", "severe")}
+    assert given == {"pictures": Path("new"), "train": Path("t.jsonl"), "n": 2, "severe": ["hole"]}
+    assert label.given["near"] == splits.THRESHOLD
+    run("label-next", "g", "new", "--train", "t.jsonl", "--fixed-camera")
+    assert label.given["near"] is None
