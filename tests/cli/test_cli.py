@@ -140,6 +140,14 @@ print(sorted({{"torch", "transformers", "numpy", "pydantic", "yaml", "PIL"}} & s
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_help_of_the_module_is_as_light_as_that_of_the_script() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "tsugiki.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "label-next" in done.stdout and "tsugiki.cli._learn" in imported
+    assert not imported & {"torch", "transformers", "numpy", "pydantic", "yaml", "PIL"}
+
+
 # --- mistakes ---
 
 

@@ -55,7 +55,8 @@ def _decode(source: ImageSource, max_pixels: int, where: str) -> Image.Image:
         _check_size(image.size, max_pixels, name, where)
         try:
             image.load()
-            return _rgb(_upright(image))
+            upright = _upright(image)  # of an undamaged picture a copy
+            return _rgb(upright, own=upright is not image)
         except Warning:
             raise
         except MemoryError as error:
@@ -150,14 +151,17 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, *, own: bool) -> Image.Image:
+    """A picture that nobody else holds; `own`: nobody holds this one."""
     if image.mode.startswith("I") or image.mode == "F":
         return _grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    return image if own else image.copy()
 
 
 def _grey(image: Image.Image) -> Image.Image:

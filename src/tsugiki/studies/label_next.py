@@ -24,7 +24,7 @@ from rich.table import Table
 
 from tsugiki.data import schema, splits
 from tsugiki.data.files import atomic_write
-from tsugiki.data.images import open_image
+from tsugiki.data.looks import look, look_ahead
 from tsugiki.data.sheet import draw_sheet
 from tsugiki.errors import DataError, ImageError, InputError, UnknownNameError
 from tsugiki.evals._learners import Probe
@@ -183,9 +183,10 @@ def _readable(pictures: str | Path | Sequence[ImageSource], asked: Asked) -> tup
     else:
         named = [(str(s) if isinstance(s, str | Path) else f"picture {i}", s) for i, s in enumerate(pictures, 1)]
     found, wrong = [], []
+    look_ahead(source for _, source in named)
     for name, source in named:
         try:
-            open_image(source)
+            look(source)
         except ImageError as error:
             wrong.append(error)
             continue
