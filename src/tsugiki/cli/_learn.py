@@ -193,14 +193,15 @@ def label_next(
 ) -> None:
     """Which pictures to label next, and why: near the decision, rare or severe, or judged otherwise by a probe."""
     from tsugiki.cli._models import load_model
+    from tsugiki.data.splits import THRESHOLD
     from tsugiki.studies.label_next import label_next
 
     loaded = load_model(model, base)
-    near = {"near": None} if fixed_camera else {}
     with counting() as tell:
         result = label_next(
-            loaded, photos, train=train, n=n, out=folder, severe=severe or (), seed=seed, progress=tell, **near
-        )
+            loaded, photos, train=train, n=n, out=folder, severe=severe or (), near=None if fixed_camera else THRESHOLD,
+            seed=seed, progress=tell,
+        )  # fmt: skip
     out.print(result.table)
     for note in result.notes:
         show(note)

@@ -1,9 +1,9 @@
 """Which unlabelled pictures are worth a label: three figures of each, one ranking, and a choice that is spread out.
 
 Shapes: n pictures, c options, V width of the features.
-Sources: margin sampling (Scheffer et al. 2001, doi:10.1007/3-540-44816-0_31); a committee's disagreement (McCallum and
-Nigam 1998); reciprocal rank fusion (Cormack et al. 2009, doi:10.1145/1571941.1572114); the most informative ones in
-clusters (Zhdanov 2019, arXiv:1901.05954).
+Sources: margin sampling (Scheffer et al. 2001, doi:10.1007/3-540-44816-0_31); a committee's disagreement (Seung et al.
+1992, doi:10.1145/130385.130417); reciprocal rank fusion (Cormack et al. 2009, doi:10.1145/1571941.1572114); the most
+informative ones in clusters (Zhdanov 2019, arXiv:1901.05954).
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def rarity(p: Floats, weights: Floats) -> Floats:
 
 
 def disagreement(p: Floats, q: Floats) -> Floats:
-    """Jensen-Shannon divergence of two learners' distributions over the options, [n, c] each -> [n] in nats."""
-    distance = require("scipy.spatial.distance", extra="eval").jensenshannon(p, q, axis=1)
-    return np.asarray(np.nan_to_num(distance) ** 2)  # equal rows may come out as the root of a tiny negative number
+    """What two learners lose in probability by taking each other's answer, the mean of both, [n, c] each -> [n] in
+    [0, 1]; 0 where they choose the same option, however sure each of them is."""
+    rows, mine, theirs = np.arange(len(p)), p.argmax(1), q.argmax(1)
+    return np.asarray((p[rows, mine] - p[rows, theirs] + q[rows, theirs] - q[rows, mine]) / 2)
 
 
 def ranks(values: Floats) -> Floats:

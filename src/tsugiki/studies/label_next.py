@@ -178,8 +178,9 @@ def _closed(labelled: Sequence[Sample], train: object) -> Asked:
 
 def _readable(pictures: str | Path | Sequence[ImageSource], asked: Asked) -> tuple[list[Sample], list[str]]:
     """The question about every picture that can be read, and a note about the others."""
+    named: list[tuple[str, ImageSource]]
     if isinstance(pictures, str | Path):
-        named = pictures_of(Path(pictures))
+        named = [*pictures_of(Path(pictures))]
     else:
         named = [(str(s) if isinstance(s, str | Path) else f"picture {i}", s) for i, s in enumerate(pictures, 1)]
     found, wrong = [], []

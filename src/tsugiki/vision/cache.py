@@ -226,7 +226,8 @@ class FeatureCache:
 
     def _seen(self, one: _Wanted, there: set[str]) -> list[dict[str, Tensor]]:
         """What each tower sees of a picture and is not `there`: key -> pixels [3, S, S]."""
-        image, found = open_image(one.source), []
+        image = open_image(one.source)
+        found: list[dict[str, Tensor]] = []
         for number, tower in enumerate(self.towers):
             taken = there.union(*found)
             views = {v: k for (t, v), k in one.keys.items() if t == number and k not in taken}
