@@ -7,7 +7,7 @@ The spread of the seeds stands apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tsugiki.extras import require
 from tsugiki.studies._compare_plan import Plan, Test
 
 RESAMPLES = 9_999
+IIT = "iit"
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """Arm -> its finished runs, one a seed."""
 
@@ -37,6 +38,8 @@ class Tested:
     """A comparison of two arms, on the items and seeds that both have."""
 
     test: Test
+    seeds: tuple[int, ...]
+    """Under which both arms have finished."""
     difference: Interval
     pvalue: float
     corrected: float
@@ -67,14 +70,14 @@ class Item:
 
 
 def of_run(run: Mapping[str, Any], column: str = "") -> list[Item]:
-    """The items of one column, or of all."""
+    """The items of one column, or of all; the conversations of IIT, half of them about words, stand apart."""
     return [
         Item(f"{title}/{kind} {name}", f"{title.rpartition(': ')[0]} {picture}", right)
         for title, items in run["items"].items()
         for name, kind, picture, right in zip(
             items["ids"], items["kinds"], items["pictures"], items["right"], strict=True
         )
-        if column in ("", f"{title}/{kind}", title)
+        if column in (f"{title}/{kind}", title) or not column and title.rpartition(": ")[2] != IIT
     ]
 
 
@@ -89,22 +92,45 @@ def vision(runs: Sequence[Mapping[str, Any]], column: str = "") -> Mean | None:
 
 
 def text(runs: Sequence[Mapping[str, Any]], *, after: bool = False) -> Mean | None:
-    """What the text lost: loss minus the base's, nats a token, mean over seeds; None where it was not read.
-
-    All seeds read the same texts, so the mean of their intervals' ends holds the mean at least as surely.
-    """
+    """What the text lost: loss minus the base's, nats a token, mean over seeds; None where it was not read."""
     task = "wiki@picture" if after else "wiki"
     scores = [s for run in runs for s in run["text"] if s["task"] == task and "loss" in s["metric"]]
-    scores = [s for s in scores if s.get("difference") is not None]
+    return _over_seeds(scores, "difference", "difference_low", "difference_high")
+
+
+def iit(runs: Sequence[Mapping[str, Any]]) -> Mean | None:
+    """What a picture in an earlier turn does to answers about words, mean over seeds; None where it was not asked."""
+    scores = [s for run in runs for s in run["scores"] if (s["task"], s["metric"]) == (f"{IIT}/VT", "accuracy minus T")]
+    return _over_seeds(scores, "value", "low", "high")
+
+
+def _over_seeds(scores: Sequence[Mapping[str, Any]], *keys: str) -> Mean | None:
+    """Mean of a score. All seeds are asked the same, so the mean of their intervals' ends holds it at least as surely.
+
+    Args:
+        keys: of the value and the ends of its interval.
+    """
+    scores = [s for s in scores if s.get(keys[0]) is not None]
     if not scores:
         return None
-    each = tuple(float(s["difference"]) for s in scores)
-    low, high = (
-        float(np.mean([s.get(end, value) for s, value in zip(scores, each, strict=True)]))
-        for end in ("difference_low", "difference_high")
-    )
-    value = Interval(float(np.mean(each)), (high - low) / 2 / 1.96, low, high, scores[0]["n"])
-    return Mean(value=value, seeds=each)
+    each = tuple(float(s[keys[0]]) for s in scores)
+    low, high = (float(np.mean([s.get(end, v) for s, v in zip(scores, each, strict=True)])) for end in keys[1:])
+    return Mean(value=Interval(float(np.mean(each)), (high - low) / 2 / 1.96, low, high, scores[0]["n"]), seeds=each)
+
+
+def summary(name: str, runs: Sequence[Mapping[str, Any]], published: bool) -> dict[str, Any]:
+    """An arm in numbers, for who makes a table of several; None where something was not measured."""
+    means = {"pictures": vision(runs), "text": text(runs), "after_picture": text(runs, after=True), "iit": iit(runs)}
+    timed = [run["speed"]["first"]["ratio"] for run in runs if run["speed"]]
+    return {
+        "arm": name,
+        "published": published,
+        "seeds": [run["seed"] for run in runs],
+        **{key: None if mean is None else {**asdict(mean.value), "seeds": mean.seeds} for key, mean in means.items()},
+        "proven": all(map(proven, runs)),
+        "trainable": float(np.mean([run["trainable"] for run in runs])),
+        "first_token": float(np.mean(timed)) if timed else None,
+    }
 
 
 def tested(plan: Plan, found: Found) -> tuple[list[Tested], list[Test]]:
@@ -114,45 +140,59 @@ def tested(plan: Plan, found: Found) -> tuple[list[Tested], list[Test]]:
     waiting = [test for test, pair in pairs if pair is None]
     if not ready:
         return [], waiting
-    values = [_pvalue(*pair) for _, pair in ready]
+    values = [_pvalue(pair) for _, pair in ready]
     correct = require("statsmodels.stats.multitest", extra="eval").multipletests
     corrected = correct([*values, *(1.0 for _ in waiting)], alpha=stats.ALPHA, method="holm")[1]
     done = [
-        Tested(test=test, difference=stats.paired(own, other, groups=groups), pvalue=value, corrected=float(after))
-        for (test, (own, other, groups)), value, after in zip(ready, values, corrected, strict=False)
+        Tested(
+            test=test,
+            seeds=pair.seeds,
+            difference=stats.paired(pair.own, pair.other, groups=pair.pictures),
+            pvalue=value,
+            corrected=float(after),
+        )
+        for (test, pair), value, after in zip(ready, values, corrected, strict=False)
     ]
     return done, waiting
 
 
-def _paired(test: Test, found: Found) -> tuple[list[int], list[int], list[str]] | None:
-    """Right answers of both arms to the same items under the same seeds, and the picture of each.
+@dataclass(frozen=True)
+class _Pair:
+    """Right answers of both arms to the same items under the same seeds, and the picture of each."""
+
+    seeds: tuple[int, ...]
+    own: list[int] = field(default_factory=list)
+    other: list[int] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+
+
+def _paired(test: Test, found: Found) -> _Pair | None:
+    """What both arms have; None where that is nothing yet.
 
     Raises:
         UnknownNameError: both have finished, and neither was asked what the score names.
     """
     first, second = ({run["seed"]: run for run in found.get(name, ())} for name in (test.first, test.second))
-    own: list[int] = []
-    other: list[int] = []
-    groups: list[str] = []
-    for seed in sorted(first.keys() & second.keys()):
+    pair = _Pair(tuple(sorted(first.keys() & second.keys())))
+    for seed in pair.seeds:
         mine, theirs = ({i.name: i for i in of_run(run[seed], test.score)} for run in (first, second))
         for name in (n for n in mine if n in theirs):
-            own.append(mine[name].right)
-            other.append(theirs[name].right)
-            groups.append(mine[name].picture)
-    if not groups and first.keys() & second.keys():
+            pair.own.append(mine[name].right)
+            pair.other.append(theirs[name].right)
+            pair.pictures.append(mine[name].picture)
+    if pair.seeds and not pair.pictures:
         known = [
             *columns(found),
             *dict.fromkeys(title for runs in found.values() for run in runs for title in run["items"]),
         ]
         raise UnknownNameError("score", test.score, known, where=f"comparisons: {test.first}, {test.second}")
-    return (own, other, groups) if groups else None
+    return pair if pair.seeds else None
 
 
-def _pvalue(own: Sequence[int], other: Sequence[int], groups: Sequence[str]) -> float:
+def _pvalue(pair: _Pair) -> float:
     """Two-sided permutation test of paired means: under no difference a picture's signs are equally likely."""
     totals: dict[str, float] = {}
-    for a, b, picture in zip(own, other, groups, strict=True):
+    for a, b, picture in zip(pair.own, pair.other, pair.pictures, strict=True):
         totals[picture] = totals.get(picture, 0.0) + a - b
     values = np.array([totals[picture] for picture in sorted(totals)])
     if len(values) < 2 or not values.any():
