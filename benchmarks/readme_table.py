@@ -40,7 +40,7 @@ def row(arm: Mapping[str, Any]) -> dict[str, str]:
         "method": arm["arm"].replace("|", "\\|") + (" (as published)" if arm["published"] else ""),
         "pictures right": interval(arm["pictures"]),
         "text lost, nats a token": "0, proven" if arm["proven"] else interval(arm["text"], sign=True),
-        "answers about words after a picture": interval(arm["iit"], sign=True),
+        "answers about words after a picture": interval(arm["words after a picture"], sign=True),
         "trained": f"{arm['trainable'] / 1e6:.2f} M",
         "first token": f"{timed:.2f} ×" if timed is not None else "",
         "seeds": str(len(arm["seeds"])),
@@ -58,9 +58,10 @@ def interval(figure: Mapping[str, Any] | None, *, sign: bool = False) -> str:
 def caption(found: Mapping[str, Any]) -> str:
     """What was run, and how to run it again."""
     plan, about = found["plan"], found["environment"]
-    steps, size = plan["budget"]["steps"], plan["budget"]["batch_size"]
+    budget = plan["budget"]
     seeds = sorted({seed for arm in found["arms"] for seed in arm["seeds"]})
-    shared = f"{plan['shared']['steps']} steps of the projector alone, then {steps} of {size}"
+    shared = f"{plan['shared']['steps']} steps of the projector alone, then {budget['steps']} of {budget['batch_size']}"
+    shared += " in bf16" if budget["precision"] == "bf16" else ""
     gpu = found["machine"]["gpu"]
     place = gpu if about["device"].startswith("cuda") and gpu else f"{found['machine']['cores']} cores, no GPU"
     return (

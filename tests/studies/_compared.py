@@ -83,7 +83,9 @@ def run(loaded: plans.Plan, place: Place, share: float) -> dict[str, Any]:
     lost = 0.0 if exact else 0.3 + 0.01 * place.seed
     ends = {"difference": lost, "difference_low": lost - 0.0 if exact else lost - 0.1,
             "difference_high": lost if exact else lost + 0.1}  # fmt: skip
-    iit = {"task": "iit/VT", "metric": "accuracy minus T", "n": 40, "data": "squares", "version": 1, "stderr": 0.02}
+    turns = [("T", i, rng.random() < 0.9) for i in range(9)] + [("VT", i, rng.random() < share) for i in range(9)]
+    said = {"ids": [i for _, i, _ in turns], "pictures": [i for _, i, _ in turns],
+            "kinds": [kind for kind, _, _ in turns], "right": [int(r) for _, _, r in turns]}  # fmt: skip
     return {
         "version": arms.VERSION, "arm": place.name, "seed": place.seed, "base": loaded.base,
         "methods": ["projector"], "steps": 100, "seconds": 240.0 + place.seed, "losses": [2.0, 1.0],
@@ -92,7 +94,8 @@ def run(loaded: plans.Plan, place: Place, share: float) -> dict[str, Any]:
                   "sha256": "ab"},
         "items": {"squares: decisions": {"ids": [s.id for s in samples], "pictures": list(range(len(samples))),
                                          "kinds": kinds, "right": right}},
-        "scores": [{**iit, "value": -0.1 + 0.01 * place.seed, "low": -0.2, "high": 0.0}],
+        "scores": [],
+        "iit": {"items": said, "scores": []},
         "shown": shown,
         "text": [{"task": task, "metric": "loss", "n": 64, "value": 3.0, **ends} for task in ("wiki", "wiki@picture")],
         "speed": {key: {"seconds": 0.3, "ratio": 1.05, "low": 1.0, "high": 1.1} for key in ("first", "token")},

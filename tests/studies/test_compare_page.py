@@ -42,7 +42,8 @@ def test_numbers_against_loops(done: Compared) -> None:
         right = [r for run in runs for r in run["items"]["squares: decisions"]["right"]]
         assert arm["pictures"]["value"] == pytest.approx(sum(right) / len(right))
         assert arm["text"]["value"] == pytest.approx(sum(run["text"][0]["difference"] for run in runs) / len(runs))
-        assert arm["iit"]["seeds"] == [run["scores"][0]["value"] for run in runs]
+        turns = [run["iit"]["items"]["right"] for run in runs]
+        assert arm["words after a picture"]["seeds"] == pytest.approx([(sum(t[9:]) - sum(t[:9])) / 9 for t in turns])
         assert arm["proven"] is (arm["arm"] != "full fine-tune 接ぎ木")
     assert [arm["seeds"] for arm in content["arms"]] == [[0, 1, 2]] * 3 + [[0, 1]]
 
@@ -53,18 +54,6 @@ def test_arms_with_fewer_seeds_are_told(done: Compared) -> None:
     assert [t.seeds for t in done.tests] == [(0, 1), (0, 1, 2)]
     whole = write(done.plan.model_copy(update={"seeds": (0, 1)}), done.out)
     assert "which differ" not in whole.report.read_text()
-
-
-def test_conversations_stand_apart_from_questions_about_pictures(done: Compared) -> None:
-    before = json.loads((done.out / "compare.json").read_text())["arms"][0]["pictures"]
-    asked = {"ids": ["a"], "kinds": ["iit"], "pictures": [0], "right": [0]}
-    place = Place(out=done.out, name="projector", seed=0)
-    run = json.loads(place.file.read_text())
-    place.file.write_text(json.dumps({**run, "items": {**run["items"], "squares: iit": asked}}))
-    write(done.plan, done.out)
-    content = json.loads((done.out / "compare.json").read_text())
-    assert content["arms"][0]["pictures"] == before
-    assert content["rows"][0]["squares: iit/iit"].startswith("0.000") and "IIT, VT minus T" in content["rows"][0]
 
 
 @pytest.mark.parametrize("change", [{"key": "of another plan"}, {"version": 0}])
@@ -156,7 +145,7 @@ def test_the_readme_table_is_cut_from_the_results(done: Compared, tmp_path: Path
     assert "| wings as published (as published) |" in wings and "| 0, proven |" in wings and "| 1.05 × |" in wings
     lost = np.mean([0.3, 0.31, 0.32])
     assert f"| {lost:+.3f} [{lost - 0.1:+.3f}, {lost + 0.1:+.3f}] |" in tuned
-    alike = {**found, "arms": [{**arm, "iit": None, "seeds": [0]} for arm in found["arms"]]}
+    alike = {**found, "arms": [{**arm, "words after a picture": None, "seeds": [0]} for arm in found["arms"]]}
     assert "seeds" not in cut.table(alike).splitlines()[2] and "about words" not in cut.table(alike)
     text = f"# x\n\n{cut.START}\n{cut.END}\n\nrest\n"
     placed = cut.placed(text, "a\n| b |")

@@ -1,8 +1,8 @@
 """One arm of a comparison under one seed: train, prove, ask, read, time; in the end one JSON file.
 
 It can be a process of its own (`python -m tsugiki.studies._compare_arm plan out arm seed`), so that its peak memory is
-its own and a crash takes nothing else along; the shared stage is then another one. It ends when its standard input
-does, and so with the process that started it, however that was ended.
+its own and a crash takes nothing else along; the shared stage is then another one. One that a comparison has started
+ends when its standard input does, and so with the comparison, however that was ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tsugiki.studies import _compare_asked, _compare_speed
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies._build import build_model, load_graft
 from tsugiki.studies._compare_plan import Arm, Plan
-from tsugiki.studies._compare_process import end_with_input, tell, told
+from tsugiki.studies._compare_process import FLAG, end_with_input, tell, told
 from tsugiki.studies._training import encode
 from tsugiki.training import parts
 from tsugiki.training.trainer import train
@@ -70,6 +70,8 @@ def key(plan: Plan, name: str, seed: int) -> str:
     files: dict[Any, Path] = {("train",): plan.data.train, **plan.data.ask}
     if plan.data.text is not None and arm.replay:
         files["text",] = plan.data.text
+    if plan.data.iit is not None:
+        files["iit",] = plan.data.iit
     content = {
         "version": VERSION,
         "arm": arm.model_dump(mode="json"),
@@ -96,7 +98,8 @@ def run(
     """
     arm, learn = plan.arm(place.name), schema.load(plan.data.train)
     asked = {name: schema.load(path) for name, path in plan.data.ask.items()}
-    everything = [*learn, *(s for samples in asked.values() for s in samples)]
+    turns = [] if plan.data.iit is None else schema.load(plan.data.iit)
+    everything = [*learn, *turns, *(s for samples in asked.values() for s in samples)]
     torch.manual_seed(place.seed)
     if arm.mix_of:
         model, facts = _mixed(plan, place, arm)
@@ -109,6 +112,7 @@ def run(
     proof = proofs.verify(model, answers=plan.asked.answers, seed=place.seed, out=place.run / "proof.json")
     say(proofs.describe(proof))
     results = list(_compare_asked.pictures(plan, model, asked, learn, features, say))
+    conversations, changed = _compare_asked.conversations(model, turns, features, place.seed, say)
     found = {
         "version": VERSION,
         "key": key(plan, place.name, place.seed),
@@ -125,6 +129,7 @@ def run(
         },
         "items": {name: items for name, items, _, _ in results},
         "scores": [record for _, _, scores, _ in results for record in scores],
+        "iit": {"items": conversations, "scores": changed},
         "shown": [shown for *_, answers in results for shown in answers],
         "text": _compare_asked.text(plan, model, proof.holds, say),
         "speed": _compare_speed.speed(model, everything[-1], place.seed) if plan.asked.speed else {},
@@ -151,8 +156,8 @@ def _share(
 ) -> None:
     """The shared stage's front-end into the model; trained where no arm with such a front-end has done it."""
     content = {"base": model.base_identity.get("tensors_sha256"), "frontend": model.frontend.config.to_dict(),
-               "shared": plan.shared.model_dump(), "batch": plan.budget.batch_size, "seed": place.seed,
-               "data": sha256_file(plan.data.train)}  # fmt: skip
+               "shared": plan.shared.model_dump(), "budget": plan.budget.model_dump(exclude={"steps"}),
+               "seed": place.seed, "data": sha256_file(plan.data.train)}  # fmt: skip
     folder = place.out / "shared" / hash_json(content)[:16]
     if not (folder / FRONTEND).is_file():
         say(f"{place.stem}: shared stage of this front-end, seed {place.seed}")
@@ -175,7 +180,7 @@ def _learn_to_see(
         "scheduler": "constant",
     }  # fmt: skip
     features = encode(first, learn, say) if features is None else features
-    fields = {"seed": seed, "stages": [stage]}
+    fields = {"seed": seed, "precision": plan.budget.precision, "stages": [stage]}
     train(first, fields, folder.with_suffix(".run"), data={"train": learn}, features=features, progress=False)
     with atomic_folder(folder) as new:
         save_file({k: v.contiguous() for k, v in first.frontend.trainable_state().items()}, new / FRONTEND)
@@ -196,7 +201,8 @@ def _trained(
         "steps": plan.budget.steps, "scheduler": "constant_decay", "decay": 0.3, **arm.stage,
     }  # fmt: skip
     say(f"{place.stem}: {plan.budget.steps} steps of {plan.budget.batch_size}, {rates}")
-    fields, loaded = {"seed": place.seed, "stages": [stage]}, _compare_speed.taken(model.device)
+    fields = {"seed": place.seed, "precision": plan.budget.precision, "stages": [stage]}
+    loaded = _compare_speed.taken(model.device)
     done = train(model, fields, place.run, data=given, features=features, progress=False)
     if alone and not done.resumed:
         atomic_write(place.run / PEAK, json.dumps(_compare_speed.peak(model.device) - loaded))
@@ -252,8 +258,10 @@ def read(plan: Plan, place: Place) -> dict[str, Any] | None:
 
 def main() -> None:
     """Run one arm, or a shared stage; its lines go to standard error."""
-    source, out, name, seed, *shared = sys.argv[1:]
-    end_with_input()
+    given = sys.argv[1:]
+    if given[0] == FLAG:
+        end_with_input()
+    source, out, name, seed, *shared = given[given[0] == FLAG :]
     try:
         plan, place = plans.load(Path(source)), Place(out=Path(out), name=name, seed=int(seed))
         if shared:

@@ -45,6 +45,23 @@ def pictures(
             yield title, items, named, [_shown(title, a, root) for a in done.answers[: wanted.shown]]
 
 
+def conversations(
+    model: Any, turns: list[Sample], features: Any, seed: int, say: Say
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Which last turns of interleaved conversations are right, and the scores; a kind is that of the turns."""
+    if not turns:
+        return {}, []
+    done = tasks.measure(model, "iit", turns, features=features, batch_size=8, seed=seed)["iit"]
+    say(f"iit: {len(done.answers)} answers in {done.seconds:.0f} s")
+    about = [(a.sample.meta["turns"], a.sample.meta["item"], a.sample.images[-1:]) for a in done.answers]
+    return {
+        "ids": [item for _, item, _ in about],
+        "pictures": _numbered([source_key(seen[0]) if kind.endswith("V") else item for kind, item, seen in about]),
+        "kinds": [kind for kind, _, _ in about],
+        "right": [int(a.correct) for a in done.answers],
+    }, records(done.scores)
+
+
 def _numbered(values: Sequence[Hashable]) -> list[int]:
     """The same number for the same value: questions on one picture are no independent items."""
     known: dict[Hashable, int] = {}

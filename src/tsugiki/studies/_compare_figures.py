@@ -19,7 +19,6 @@ from tsugiki.extras import require
 from tsugiki.studies._compare_plan import Plan, Test
 
 RESAMPLES = 9_999
-IIT = "iit"
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """Arm -> its finished runs, one a seed."""
 
@@ -70,14 +69,14 @@ class Item:
 
 
 def of_run(run: Mapping[str, Any], column: str = "") -> list[Item]:
-    """The items of one column, or of all; the conversations of IIT, half of them about words, stand apart."""
+    """The items of one column, or of all."""
     return [
         Item(f"{title}/{kind} {name}", f"{title.rpartition(': ')[0]} {picture}", right)
         for title, items in run["items"].items()
         for name, kind, picture, right in zip(
             items["ids"], items["kinds"], items["pictures"], items["right"], strict=True
         )
-        if column in (f"{title}/{kind}", title) or not column and title.rpartition(": ")[2] != IIT
+        if column in ("", f"{title}/{kind}", title)
     ]
 
 
@@ -91,36 +90,56 @@ def vision(runs: Sequence[Mapping[str, Any]], column: str = "") -> Mean | None:
     return Mean(value=interval, seeds=tuple(float(np.mean([item.right for item in items])) for items in values))
 
 
+def interleaved(runs: Sequence[Mapping[str, Any]], kind: str, minus: str = "") -> Mean | None:
+    """Share of right last turns of one kind of IIT conversations, or what it has more than another kind on the same
+    last items; None where they were not asked."""
+    pairs: list[list[tuple[str, int, int]]] = []
+    for run in runs:
+        items = run.get("iit", {}).get("items") or {"ids": (), "pictures": (), "kinds": (), "right": ()}
+        rows = list(zip(items["kinds"], items["ids"], items["pictures"], items["right"], strict=True))
+        other = {name: right for turns, name, _, right in rows if turns == minus}
+        pairs.append(
+            [
+                (f"{picture}", right, other.get(name, 0))
+                for turns, name, picture, right in rows
+                if turns == kind and (name in other or not minus)
+            ]
+        )
+    every = [row for rows in pairs for row in rows]
+    if not every:
+        return None
+    groups, own, rest = (list(column) for column in zip(*every, strict=True))
+    value = stats.paired(own, rest, groups=groups) if minus else stats.mean(own, groups=groups)
+    return Mean(value=value, seeds=tuple(float(np.mean([a - b for _, a, b in rows])) for rows in pairs if rows))
+
+
 def text(runs: Sequence[Mapping[str, Any]], *, after: bool = False) -> Mean | None:
-    """What the text lost: loss minus the base's, nats a token, mean over seeds; None where it was not read."""
+    """What the text lost: loss minus the base's, nats a token, mean over seeds; None where it was not read.
+
+    All seeds read the same texts, so the mean of their intervals' ends holds the mean at least as surely.
+    """
     task = "wiki@picture" if after else "wiki"
     scores = [s for run in runs for s in run["text"] if s["task"] == task and "loss" in s["metric"]]
-    return _over_seeds(scores, "difference", "difference_low", "difference_high")
-
-
-def iit(runs: Sequence[Mapping[str, Any]]) -> Mean | None:
-    """What a picture in an earlier turn does to answers about words, mean over seeds; None where it was not asked."""
-    scores = [s for run in runs for s in run["scores"] if (s["task"], s["metric"]) == (f"{IIT}/VT", "accuracy minus T")]
-    return _over_seeds(scores, "value", "low", "high")
-
-
-def _over_seeds(scores: Sequence[Mapping[str, Any]], *keys: str) -> Mean | None:
-    """Mean of a score. All seeds are asked the same, so the mean of their intervals' ends holds it at least as surely.
-
-    Args:
-        keys: of the value and the ends of its interval.
-    """
-    scores = [s for s in scores if s.get(keys[0]) is not None]
+    scores = [s for s in scores if s.get("difference") is not None]
     if not scores:
         return None
-    each = tuple(float(s[keys[0]]) for s in scores)
-    low, high = (float(np.mean([s.get(end, v) for s, v in zip(scores, each, strict=True)])) for end in keys[1:])
-    return Mean(value=Interval(float(np.mean(each)), (high - low) / 2 / 1.96, low, high, scores[0]["n"]), seeds=each)
+    each = tuple(float(s["difference"]) for s in scores)
+    low, high = (
+        float(np.mean([s.get(end, value) for s, value in zip(scores, each, strict=True)]))
+        for end in ("difference_low", "difference_high")
+    )
+    value = Interval(float(np.mean(each)), (high - low) / 2 / 1.96, low, high, scores[0]["n"])
+    return Mean(value=value, seeds=each)
 
 
 def summary(name: str, runs: Sequence[Mapping[str, Any]], published: bool) -> dict[str, Any]:
     """An arm in numbers, for who makes a table of several; None where something was not measured."""
-    means = {"pictures": vision(runs), "text": text(runs), "after_picture": text(runs, after=True), "iit": iit(runs)}
+    means = {
+        "pictures": vision(runs),
+        "text": text(runs),
+        "text after a picture": text(runs, after=True),
+        "words after a picture": interleaved(runs, "VT", "T"),
+    }
     timed = [run["speed"]["first"]["ratio"] for run in runs if run["speed"]]
     return {
         "arm": name,

@@ -12,6 +12,8 @@ from pathlib import Path
 from tsugiki.errors import TsugikiError
 
 Say = Callable[[str], None]
+FLAG = "--ends-with-input"
+"""First argument of a process that does."""
 
 
 def told(plan: Path, arm: tuple[Path, str, int], say: Say, *shared: str) -> None:
@@ -23,7 +25,7 @@ def told(plan: Path, arm: tuple[Path, str, int], say: Say, *shared: str) -> None
     Raises:
         TsugikiError: it ended badly; in its own last words.
     """
-    command = [sys.executable, "-m", "tsugiki.studies._compare_arm", str(plan), *map(str, arm)]
+    command = [sys.executable, "-m", "tsugiki.studies._compare_arm", FLAG, str(plan), *map(str, arm)]
     last = ""
     with subprocess.Popen(
         [*command, *shared], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
