@@ -9,7 +9,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -115,7 +115,9 @@ def curves(losses: Mapping[str, Curve], *, x_label: str = "step", y_label: str =
     kept = {name: curve for name, curve in kept.items() if curve}
     if not kept:
         return Html("")
-    width, height, left, bottom, top = WIDTH, 260, 50, 44, 30
+    legend = [[], *_legend(list(kept), WIDTH - 30)]  # the first row is the label's, which may be long
+    width, left, bottom, top = WIDTH, 50, 44, 30 + LINE * (len(legend) - 1)
+    height = 220 + top
     xs = [x for curve in kept.values() for x, _ in curve]
     ys = [y for curve in kept.values() for _, y in curve]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(0.0, *ys), max(ys))
@@ -129,14 +131,14 @@ def curves(losses: Mapping[str, Curve], *, x_label: str = "step", y_label: str =
     for y in y_ticks:
         (x0, y0), (x1, _) = at(x_ticks[0], y), at(x_ticks[-1], y)
         drawn += [h("line", x1=x0, x2=x1, y1=y0, y2=y0, stroke="var(--line)"), tick(x0, y0, f"{y:g}", below=False)]
-    for i, (name, curve) in enumerate(kept.items()):
+    for i, curve in enumerate(kept.values()):
         colour = _STROKES[i % len(_STROKES)]
         for points, thickness, opacity in ((curve, 1, 0.35), (smooth(curve), 2.5, 1)):
             path = " ".join(f"{px},{py}" for px, py in (at(x, y) for x, y in points))
             drawn.append(
                 h("polyline", points=path, fill="none", stroke=colour, stroke_width=thickness, opacity=opacity)
             )
-        drawn.append(h("text", name, x=width - 14, y=top + 18 + 20 * i, fill=colour, text_anchor="end", **FONT))
+    drawn += _names(list(kept), legend)
     drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", **FONT))
     drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", **FONT))
     title = h("title", f"{y_label} by {x_label}: {', '.join(kept)}")
@@ -187,26 +189,31 @@ def points(lines: Mapping[str, Sequence[Point]], *, x_label: str = "pictures", y
                 )
                 for v in p.parts
             ]
-    for row, names in enumerate(legend):
-        end = width - 14
-        for name in names:
-            colour = _STROKES[list(kept).index(name) % len(_STROKES)]
-            drawn.append(h("text", name, x=end, y=18 + LINE * row, fill=colour, text_anchor="end", **FONT))
-            end -= _wide(name)
+    drawn += _names(list(kept), legend)
     drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", **FONT))
     drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", **FONT))
     title = h("title", f"{y_label} by {x_label}: {', '.join(kept)}")
     return h("svg", join(title, *drawn), class_="curve", viewBox=f"0 0 {width} {height}", role="img")
 
 
-def _legend(names: Sequence[str]) -> list[list[str]]:
-    """Names in rows that leave room for the label of the axis."""
+def _legend(names: Sequence[str], room: int = LEGEND) -> list[list[str]]:
+    """Names in rows; by default they leave room for a short label of the axis."""
     rows: list[list[str]] = [[]]
     for name in names:
-        if rows[-1] and sum(map(_wide, [*rows[-1], name])) > LEGEND:
+        if rows[-1] and sum(map(_wide, [*rows[-1], name])) > room:
             rows.append([])
         rows[-1].append(name)
     return rows
+
+
+def _names(names: Sequence[str], legend: Sequence[Sequence[str]]) -> Iterator[Html]:
+    """The rows above a drawing, each name in the colour of its line."""
+    for row, beside in enumerate(legend):
+        end = WIDTH - 14
+        for name in beside:
+            colour = _STROKES[names.index(name) % len(_STROKES)]
+            yield h("text", name, x=end, y=18 + LINE * row, fill=colour, text_anchor="end", **FONT)
+            end -= _wide(name)
 
 
 def _wide(name: str) -> int:

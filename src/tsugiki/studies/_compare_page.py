@@ -53,7 +53,7 @@ def _row(result: Compared, name: str, runs: Sequence[Run], columns: Sequence[str
         "seeds": ", ".join(str(run["seed"]) for run in runs),
         "pictures": _said(figures.vision(runs)),
         **{column: _said(figures.vision(runs, column)) for column in columns},
-        "text": _said(text, sign=True),
+        "text": "0, proven" if all(map(figures.proven, runs)) else _said(text, sign=True),
         "text after a picture": _said(after, sign=True),
         **{
             f"IIT {title}": _said(figures.interleaved(runs, *kinds), sign=len(kinds) > 1)
