@@ -68,7 +68,8 @@ with Clock():
 FIT = """
 with Clock():
     from tsugiki.studies.fit import fit
-    fit(sys.argv[1], out=sys.argv[2], overrides=["steps=" + sys.argv[3]], patience=None, progress=False)
+    steps = ["steps=" + sys.argv[3]]
+    fit(sys.argv[1], out=sys.argv[2], overrides=steps, patience=None, answers=2, progress=False)
 """
 LOAD = """
 with Clock():
@@ -172,12 +173,12 @@ def main() -> None:
         schema.write(folder / "phone.jsonl", csv.convert(own))
         graft, fabric_file, phone = folder / "fit" / "graft", str(folder / "fabric.jsonl"), str(folder / "phone.jsonl")
         cases = {
-            "help": Case("`python -m tsugiki.cli --help`", ["-m", "tsugiki.cli", "--help"], 10),
-            "own": Case(f"read and compare {PHOTOS} photographs of a phone", [str(own)], 5, READ),
-            "tower": Case(f"outputs of Lite0 for {PHOTOS} photographs of a phone", [phone], 5, FILL),
-            "fit": Case("`fit`, 40 photographs", [fabric_file, "{out}", str(options.steps)], 2, FIT),
-            "load": Case("load a graft and its LLM", [str(graft)], 5, LOAD),
-            "first": Case("first words of `chat` about a picture", [str(graft), fabric_file], 5, FIRST),
+            "help": Case("`python -m tsugiki.cli --help`", ["-m", "tsugiki.cli", "--help"], 3),
+            "own": Case(f"read and compare {PHOTOS} photographs of a phone", [str(own)], 3, READ),
+            "tower": Case(f"outputs of Lite0 for {PHOTOS} photographs of a phone", [phone], 3, FILL),
+            "fit": Case("`fit`, 40 photographs", [fabric_file, "{out}", str(options.steps)], 1, FIT),
+            "load": Case("load a graft and its LLM", [str(graft)], 3, LOAD),
+            "first": Case("first words of `chat` about a picture", [str(graft), fabric_file], 3, FIRST),
         }  # fmt: skip
         names = options.only or list(cases)
         if {"load", "first"} & set(names):
@@ -188,7 +189,9 @@ def main() -> None:
             rows.append(row(cases[name], found))
             if name == "fit":
                 peak = max(run["peak"] for run in found["after"])
+    loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     notes = [
+        f"Load of the machine in the last 1, 5 and 15 minutes: {loads}.",
         "after / before: the median of the rounds' ratios, and its 95 % interval.",
         f"`fit` trains for up to {options.steps} steps to choose their number, and again; the report is part of it.",
     ]

@@ -24,6 +24,7 @@ __all__ = [
     "image_size",
     "open_image",
     "pixel_key",
+    "rgb_key",
     "source_key",
 ]
 
@@ -108,7 +109,11 @@ def pixel_key(source: ImageSource) -> str:
     Raises:
         ImageError: as `open_image`.
     """
-    image = open_image(source)
+    return rgb_key(open_image(source))
+
+
+def rgb_key(image: Image.Image) -> str:
+    """`pixel_key` of a picture as `open_image` gives it."""
     digest = hashlib.sha256(f"rgb {image.width} {image.height} ".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()

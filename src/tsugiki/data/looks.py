@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tsugiki.data.images import image_size, open_image, pixel_key
+from tsugiki.data.images import image_size, open_image, rgb_key
 from tsugiki.errors import ImageError
 from tsugiki.types import ImageSource
 
@@ -111,7 +111,7 @@ def _of(image: Image.Image) -> Look:
     grey = grey - grey.mean()
     length = 1.0 if flat else float(np.linalg.norm(grey))
     return Look(
-        key=pixel_key(image),
+        key=rgb_key(image),
         bits=(steps[:, :-1] > steps[:, 1:] + _MARGIN).ravel(),
         cells=cells - cells.mean(),
         grey=grey * 0 if flat else grey / length,
