@@ -158,8 +158,8 @@ def _share(
 ) -> None:
     """The shared stage's front-end into the model; trained where no arm with such a front-end has done it."""
     content = {"base": model.base_identity.get("tensors_sha256"), "frontend": model.frontend.config.to_dict(),
-               "shared": plan.shared.model_dump(), "batch": plan.budget.batch_size, "seed": place.seed,
-               "data": sha256_file(plan.data.train)}  # fmt: skip
+               "shared": plan.shared.model_dump(), "budget": plan.budget.model_dump(exclude={"steps"}),
+               "seed": place.seed, "data": sha256_file(plan.data.train)}  # fmt: skip
     folder = place.out / "shared" / hash_json(content)[:16]
     if not (folder / FRONTEND).is_file():
         say(f"{place.stem}: shared stage of this front-end, seed {place.seed}")
@@ -182,7 +182,7 @@ def _learn_to_see(
         "scheduler": "constant",
     }  # fmt: skip
     features = encode(first, learn, say) if features is None else features
-    fields = {"seed": seed, "stages": [stage]}
+    fields = {"seed": seed, "precision": plan.budget.precision, "stages": [stage]}
     train(first, fields, folder.with_suffix(".run"), data={"train": learn}, features=features, progress=False)
     with atomic_folder(folder) as new:
         save_file({k: v.contiguous() for k, v in first.frontend.trainable_state().items()}, new / FRONTEND)
@@ -203,7 +203,8 @@ def _trained(
         "steps": plan.budget.steps, "scheduler": "constant_decay", "decay": 0.3, **arm.stage,
     }  # fmt: skip
     say(f"{place.stem}: {plan.budget.steps} steps of {plan.budget.batch_size}, {rates}")
-    fields, loaded = {"seed": place.seed, "stages": [stage]}, _compare_speed.peak()
+    fields = {"seed": place.seed, "precision": plan.budget.precision, "stages": [stage]}
+    loaded = _compare_speed.peak()
     done = train(model, fields, place.run, data=given, features=features, progress=False)
     if alone and not done.resumed:
         atomic_write(place.run / PEAK, json.dumps(_compare_speed.peak() - loaded))

@@ -196,7 +196,8 @@ def facts(result: Compared) -> dict[str, str]:
         "base": plan.base,
         "front-end": plan.vision if isinstance(plan.vision, str) else str(plan.vision),
         "shared stage": f"{plan.shared.steps} steps of {plan.budget.batch_size}, rate {plan.shared.rate:g}",
-        "each arm": f"{plan.budget.steps} steps of {plan.budget.batch_size}",
+        "each arm": f"{plan.budget.steps} steps of {plan.budget.batch_size}"
+        + (" in bf16" if plan.budget.precision == "bf16" else ""),
         "seeds": ", ".join(map(str, plan.seeds)),
         "items": ", ".join(f"{title} {len(items['ids'])}" for title, items in first["items"].items()),
         "versions": ", ".join(f"{k} {about[k]}" for k in ("tsugiki", "torch", "transformers", "python") if k in about),

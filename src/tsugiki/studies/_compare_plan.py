@@ -59,6 +59,8 @@ class Budget(_Strict):
 
     steps: int = Field(default=100, gt=0)
     batch_size: int = Field(default=16, gt=0)
+    precision: Literal["model", "bf16"] = "model"
+    """Of the shared stage and of the arms' trainings, as in a recipe."""
 
 
 class Arm(_Strict):

@@ -57,7 +57,8 @@ def alike(plan: Recipe, other: Recipe) -> Recipe:
     shared: dict[str, Any] = {name: getattr(like, name) for name in EQUAL}
     if like.warm_start is None:
         shared["warm_start"] = None
-    return undrawn(plan.model_copy(update={"seed": other.seed, "stages": (stage.model_copy(update=shared),)}))
+    same = {"seed": other.seed, "precision": other.precision}
+    return undrawn(plan.model_copy(update={**same, "stages": (stage.model_copy(update=shared),)}))
 
 
 def saved(graft: str | Path, base: Any = None) -> Callable[[], Any]:
