@@ -12,7 +12,7 @@ import tsugiki
 
 ROOT = Path(tsugiki.__file__).parent
 LEVELS = [
-    {"_wheels", "_gguf", "types", "errors", "extras", "assets"},
+    {"_wheels", "_gguf", "_leftovers", "types", "errors", "extras", "assets"},
     {"data"},
     {"synth"},
     {"vision"},

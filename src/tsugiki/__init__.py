@@ -82,6 +82,14 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+def _is_command() -> bool:
+    """Whether this process is the command line: the console script, or `python -m tsugiki.cli`."""
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if "-m" in sys.orig_argv else []
+    return Path(sys.argv[0] if sys.argv else "").stem == "tsugiki" or (
+        sys.argv[:1] == ["-m"] and module == ["tsugiki.cli"]
+    )
+
+
 # `AutoModelForImageTextToText` has to know our class after `import tsugiki`; the command line asks for it by itself.
-if Path(sys.argv[0] if sys.argv else "").stem != "tsugiki":
+if not _is_command():
     importlib.import_module("tsugiki.processor")

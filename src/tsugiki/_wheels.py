@@ -10,12 +10,12 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from tsugiki._leftovers import being_written, sweep
 from tsugiki.errors import AssetError
 
 _PIP = "download --no-deps --only-binary :all: --no-input --retries 3 --disable-pip-version-check --progress-bar off"
@@ -109,10 +109,11 @@ def staging(target: Path, *, need: int) -> Iterator[Path]:
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
+        sweep(parent.glob(".tmp-*"), older=_DAY)
         if shutil.disk_usage(parent).free < need:
             raise OSError(errno.ENOSPC, _FULL)
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=parent, ignore_cleanup_errors=True) as work:
+        temporary = tempfile.TemporaryDirectory(prefix=".tmp-", dir=parent, ignore_cleanup_errors=True)
+        with temporary as work, being_written(Path(work)):
             yield Path(work)
     except AssetError:
         raise
@@ -147,14 +148,3 @@ def sha256_of(file: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what killed processes left more than a day ago."""
-    for left in parent.glob(".tmp-*"):
-        try:
-            old = left.stat().st_mtime < time.time() - _DAY
-        except OSError:  # its process just removed it
-            continue
-        if old:
-            shutil.rmtree(left, ignore_errors=True)

@@ -72,7 +72,12 @@ print(model.chat("What is in the picture?", images=["photo.jpg"]))
 
 
 def _hub(model: TsugikiForConditionalGeneration) -> str:
-    hub, config = model.frontend.hub, model.frontend.config
+    hub, config, mix = model.frontend.hub, model.frontend.config, model.frontend.mix
+    if mix is not None and mix.branch is not None:
+        count = sum(p.numel() for p in mix.branch.parameters())
+        return (
+            f"\n* Before the cells of a view stand {mix.branch.tokens} queries of a hub of {count / 1e6:.1f} M weights."
+        )
     if hub is None:
         return ""
     count = sum(p.numel() for p in hub.parameters())

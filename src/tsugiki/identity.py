@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tsugiki.assets import cache_dir
 from tsugiki.data.files import atomic_write
 from tsugiki.decoder import is_peft, unwrapped
 from tsugiki.errors import StoreError
+
+logger = logging.getLogger("tsugiki")
 
 Identity = dict[str, Any]
 
@@ -363,8 +366,10 @@ def _file_hashes(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, str
                     fresh[f"{name}@{_dtype(tensor.dtype)}"] = fresh[form]
             hashes[name] = fresh.get(form) or known[form]
     if fresh and cached:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(cache, json.dumps({**known, **fresh}))
+        try:
+            atomic_write(cache, json.dumps({**known, **fresh}))
+        except StoreError as error:  # they are computed again the next time
+            logger.warning("hashes are not kept: %s", error)
     return hashes
 
 

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 import tsugiki
 from tsugiki import assets, starter
 from tsugiki.cli import _app, app
+from tsugiki.data import splits
 from tsugiki.errors import AssetError, DataError, InputError, StoreError
 from tsugiki.evals import task
 from tsugiki.studies._draws import Few
@@ -137,6 +138,14 @@ print(sorted({{"torch", "transformers", "numpy", "pydantic", "yaml", "PIL"}} & s
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_help_of_the_module_is_as_light_as_that_of_the_script() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "tsugiki.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "label-next" in done.stdout and "tsugiki.cli._learn" in imported
+    assert not imported & {"torch", "transformers", "numpy", "pydantic", "yaml", "PIL"}
 
 
 # --- mistakes ---
@@ -641,3 +650,17 @@ def test_chat_takes_the_starter_where_no_graft_is_named(
     load = fake("tsugiki.cli._models.load_model", Talker())
     assert run("chat", "--ask", "何?").stdout == "[b]何?[/b] 0 0\n"
     assert load.given["folder"] == "starter"
+
+
+def test_label_next(run: Run, fake: Callable[[str, Any], Call], model: Call) -> None:
+    made = SimpleNamespace(table="the table", notes=("1 picture is left out.",), chosen=[1, 2], ranked=9)
+    label = fake("tsugiki.studies.label_next.label_next", made)
+    result = run("label-next", "g", "new", "--train", "t.jsonl", "--n", 2, "--severe", "hole", "-o", "l")
+    assert result.stdout.splitlines() == [
+        "the table", "1 picture is left out.", "2 of 9 pictures: l/next.jsonl, l/sheet.png"
+    ]  # fmt: skip
+    given = {k: label.given[k] for k in ("pictures", "train", "n", "severe")}
+    assert given == {"pictures": Path("new"), "train": Path("t.jsonl"), "n": 2, "severe": ["hole"]}
+    assert label.given["near"] == splits.THRESHOLD
+    run("label-next", "g", "new", "--train", "t.jsonl", "--fixed-camera")
+    assert label.given["near"] is None

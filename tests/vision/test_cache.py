@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from tsugiki._leftovers import being_written
 from tsugiki.data.images import open_image
 from tsugiki.errors import ImageError, InputError, StoreError, UnsupportedError
 from tsugiki.testing import TinyTower, tiny_images
 from tsugiki.vision import _entries as module
+from tsugiki.vision._workers import ahead
 from tsugiki.vision.cache import FeatureCache, FillProgress
 from tsugiki.vision.frontend import FrontEnd
 from tsugiki.vision.tower import build_tower
@@ -222,3 +226,69 @@ def test_real_tower_is_bit_equal_too(tmp_path: Path, pictures: list[Path]) -> No
     cache.fill(pictures[:5])
     live = frontend.encode(_pixels(frontend, list(reversed(pictures)))).flip(0)
     assert torch.equal(cache.get(pictures), live)
+
+
+SHARING = """
+import random, sys
+from pathlib import Path
+import torch
+from tsugiki.testing import TinyTower
+from tsugiki.vision.cache import FeatureCache
+from tsugiki.vision.tower import build_tower
+folder, pictures, seed = Path(sys.argv[1]), sorted(Path(sys.argv[2]).glob("*.png")), int(sys.argv[3])
+tower = build_tower(TinyTower())
+live = {p: FeatureCache(tower, folder / f"own {seed}")(p) for p in pictures}
+cache = FeatureCache(tower, folder / "shared", limit_bytes=3 * 1100)
+rng = random.Random(seed)
+for _ in range(60):
+    some = rng.sample(pictures, 3)
+    assert all(torch.equal(f, live[p]) for f, p in zip(cache.get(some), some))
+    assert cache.size() <= 4 * 1100
+print("equal")
+"""
+
+
+def test_two_processes_share_a_folder(tmp_path: Path, pictures: list[Path]) -> None:
+    """While both evict what the other one reads."""
+    command = [sys.executable, "-c", SHARING, str(tmp_path / "cache"), str(pictures[0].parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    running = [
+        subprocess.Popen([*command, seed], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for seed in "12"
+    ]
+    ended = [process.communicate(timeout=200) for process in running]
+    assert [out for out, _ in ended] == ["equal\n"] * 2, [err for _, err in ended]
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_what_is_being_written_stays_after_a_jump_of_the_clock(
+    tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(build_tower(TinyTower()), tmp_path / "cache")
+    cache(pictures[0])
+    part = _entries(cache)[0].with_name("abc.part")
+    part.touch()
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 86_400)
+    with being_written(part):
+        assert cache.size() > 0 and part.exists()
+    cache.size()
+    assert not part.exists()
+
+
+def test_decoding_runs_ahead_of_the_tower(tmp_path: Path, pictures: list[Path]) -> None:
+    """In order, one batch ahead at most; an error is raised where its batch comes."""
+    asked: list[int] = []
+
+    def work(item: int) -> int:
+        asked.append(item)
+        if item == 7:
+            raise ValueError("seven")
+        return item * item
+
+    found = ahead(work, [[0, 1], [2], [3, 4], [5, 6, 7], [8]])
+    assert next(found) == ([0, 1], [0, 1])
+    assert set(asked) <= {0, 1, 2}
+    assert [squares for _, squares in (next(found), next(found))] == [[4], [9, 16]]
+    with pytest.raises(ValueError, match="seven"):
+        next(found)
+    assert 8 not in asked or asked.index(8) > asked.index(5)

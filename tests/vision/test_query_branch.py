@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,10 @@ def _parts(front: FrontEnd) -> list[torch.Tensor]:
     return front.packing.unpack(front.encode(_pixels(front)), "features")[1]
 
 
-def _model(llm: Any = None, **branch: Any) -> Any:
-    vision = {"towers": four(), **FORM, "views": "global+3x3", "query_branch": BRANCH | branch}
-    return tsugiki.attach(
-        llm or tiny_llm(max_position_embeddings=2048), "projector", vision=vision, tokenizer=tiny_tokenizer()
-    )
+def _model() -> Any:
+    vision = {"towers": four(), **FORM, "views": "global+3x3", "query_branch": BRANCH}
+    llm = tiny_llm(max_position_embeddings=2048)
+    return tsugiki.attach(llm, "projector", vision=vision, tokenizer=tiny_tokenizer())
 
 
 def _sample(picture: Any, number: int = 0) -> Sample:
@@ -98,13 +98,9 @@ def test_a_picture_alone_is_as_in_any_batch_and_takes_the_places_that_are_counte
     for picture, tokens in zip(PICTURES, out.each, strict=True):
         torch.testing.assert_close(front(pixel_values=_pixels(front, [picture])).each[0], tokens)
         assert len(tokens) == front.tokens_of(picture.size)
-    bare = frontend(views=views)
-    seen = int(front.packing.unpack(_features(front), "features")[0][0].sum())
+    bare, (views_seen, _) = frontend(views=views), front.packing.unpack(front.encode(_pixels(front)), "features")
+    seen = int(views_seen[0].sum())
     assert front.tokens_of(PICTURES[0].size) - bare.tokens_of(PICTURES[0].size) == 3 * seen
-
-
-def _features(front: FrontEnd) -> torch.Tensor:
-    return front.encode(_pixels(front))
 
 
 def test_one_tower_alone_may_have_one() -> None:
@@ -119,8 +115,7 @@ def test_all_of_it_trains_and_it_comes_back(tmp_path: Path) -> None:
     for i, picture in enumerate(PICTURES):
         picture.save(path := tmp_path / f"{i}.png")
         paths.append(path)
-    llm = tiny_llm(max_position_embeddings=2048)
-    model, samples = _model(llm), [_sample(path, i) for i, path in enumerate(paths)]
+    model, samples = _model(), [_sample(path, i) for i, path in enumerate(paths)]
     before = {k: v.clone() for k, v in model.frontend.trainable_state().items()}
     plan = {"stages": [{"train": {"projector": 0.01}, "data": "own", "batch_size": 2, "steps": 2}]}
     cache = FeatureCache(model.frontend, tmp_path / "cache")
@@ -128,7 +123,10 @@ def test_all_of_it_trains_and_it_comes_back(tmp_path: Path) -> None:
     after = model.frontend.trainable_state()
     assert all(not torch.equal(after[k], before[k]) for k in before if not k.endswith("bias"))
     assert torch.equal(_logits(model, samples), _logits(model, samples, features=cache))
-    model.save(tmp_path / "graft")
+    card = (model.save(tmp_path / "graft") / "README.md").read_text()
+    assert "stand 3 queries of a hub" in card
+    llm = tiny_llm(max_position_embeddings=2048)
+    bare = copy.deepcopy(llm)
     again = tsugiki.load(tmp_path / "graft", base=llm, tokenizer=tiny_tokenizer(), vision=four())
     assert torch.equal(_logits(again, samples), _logits(model, samples))
     saved = TsugikiProcessor.from_pretrained(tmp_path / "graft", tokenizer=tiny_tokenizer())
@@ -136,7 +134,7 @@ def test_all_of_it_trains_and_it_comes_back(tmp_path: Path) -> None:
     assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
     ids = torch.tensor([[5, 9, 30]])
     with torch.no_grad():
-        assert torch.equal(model(input_ids=ids).logits, tiny_llm(max_position_embeddings=2048)(ids).logits)
+        assert torch.equal(model(input_ids=ids).logits, bare(ids).logits)
 
 
 def test_a_warm_start_brings_its_tokens_to_the_words() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from tsugiki.cli._app import Base, Overrides, app, example, out, say, show, sources
+from tsugiki.cli._app import Base, Model, Overrides, app, counting, example, out, say, show, sources
 from tsugiki.errors import DataError, InputError
 
 CacheLimit = Annotated[
@@ -178,6 +178,37 @@ def curve(
     for line in result.findings:
         show(line)
     show(f"plot: {folder / 'curve.png'}")
+
+
+@app.command("label-next", epilog=example("tsugiki label-next runs/fit/graft new --train runs/fit/data/train.jsonl"))
+def label_next(
+    model: Model,
+    photos: Annotated[Path, typer.Argument(help="Pictures without a label.", show_default=False)],
+    train: Annotated[Path, typer.Option(help="The labelled ones: a JSONL, or what `fit` takes.", show_default=False)],
+    n: Annotated[int, typer.Option(help="How many to choose.", min=1)] = 20,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="List, table, sheet.")] = Path("runs/label-next"),
+    severe: Annotated[list[str] | None, typer.Option(help="A class that must not be missed; several times.")] = None,
+    fixed_camera: Annotated[
+        bool, typer.Option("--fixed-camera", help="All pictures look alike: only equal ones are duplicates.")
+    ] = False,
+    base: Base = None,
+    seed: Annotated[int, typer.Option(help="Of the probe and the clusters.", min=0)] = 0,
+) -> None:
+    """Which pictures to label next, and why: near the decision, rare or severe, or judged otherwise by a probe."""
+    from tsugiki.cli._models import load_model
+    from tsugiki.data.splits import THRESHOLD
+    from tsugiki.studies.label_next import label_next
+
+    loaded = load_model(model, base)
+    with counting() as tell:
+        result = label_next(
+            loaded, photos, train=train, n=n, out=folder, severe=severe or (), near=None if fixed_camera else THRESHOLD,
+            seed=seed, progress=tell,
+        )  # fmt: skip
+    out.print(result.table)
+    for note in result.notes:
+        show(note)
+    show(f"{len(result.chosen)} of {result.ranked} pictures: {folder / 'next.jsonl'}, {folder / 'sheet.png'}")
 
 
 @app.command(

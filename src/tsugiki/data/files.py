@@ -9,12 +9,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from tsugiki import _leftovers
+from tsugiki._leftovers import being_written
 from tsugiki.errors import StoreError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -41,7 +42,7 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
         temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file, being_written(temporary):
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -78,39 +79,33 @@ def atomic_folder(path: str | Path, *, replaces: Collection[str] | None = None) 
     except OSError as error:
         raise _store_error(error, path) from error
     try:
-        try:
-            yield temporary
-        except Exception as error:
-            if disk_is_full(error) and not isinstance(error, StoreError):
+        with being_written(temporary):
+            try:
+                yield temporary
+            except Exception as error:
+                if _refused(error, temporary):
+                    raise _store_error(error, path) from error
+                raise
+            try:
+                for file in temporary.rglob("*"):
+                    if file.is_file():
+                        _sync(file)
+                _swap(temporary, path, replaces)
+                _sync_folder(path.parent)
+            except OSError as error:
                 raise _store_error(error, path) from error
-            raise
-        try:
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            _swap(temporary, path, replaces)
-            _sync_folder(path.parent)
-        except OSError as error:
-            raise _store_error(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(folder: Path, names: str = ".*", *, older: float = 0.0) -> None:
-    """Delete what killed writers left under temporary names in a folder.
+    """Delete what killed writers left under temporary names in a folder; what somebody is writing stays.
 
     Args:
         names: a pattern that tells whose; the temporary ending is added.
-        older: seconds since the last change. 0 only where nobody else can be writing.
+        older: seconds since the last change. 0 only where no other machine can be writing.
     """
-    for left in (*folder.glob(f"{names}.part"), *folder.glob(f"{names}.old")):
-        with suppress(OSError):  # another process may have deleted it
-            if older and time.time() - left.stat().st_mtime < older:
-                continue
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink()
+    _leftovers.sweep((*folder.glob(f"{names}.part"), *folder.glob(f"{names}.old")), older=older)
 
 
 def hold(file: IO[Any], *, found: str, expected: str, fix: str, where: str) -> None:
@@ -132,6 +127,15 @@ def hold(file: IO[Any], *, found: str, expected: str, fix: str, where: str) -> N
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error of any library comes from a full disk (safetensors tells it in its text only)."""
     return (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error)
+
+
+def _refused(error: Exception, folder: Path) -> bool:
+    """Whether the disk did not take what was written into a folder."""
+    if isinstance(error, StoreError):
+        return False
+    # A refused `write` names no file.
+    inside = isinstance(error, OSError) and error.errno and str(error.filename or folder).startswith(str(folder))
+    return bool(inside) or disk_is_full(error) or "Error while serializing" in str(error)  # safetensors
 
 
 def _store_error(error: BaseException, path: Path) -> StoreError:

@@ -24,6 +24,7 @@ __all__ = [
     "image_size",
     "open_image",
     "pixel_key",
+    "rgb_key",
     "source_key",
 ]
 
@@ -55,7 +56,8 @@ def _decode(source: ImageSource, max_pixels: int, where: str) -> Image.Image:
         _check_size(image.size, max_pixels, name, where)
         try:
             image.load()
-            return _rgb(_upright(image))
+            upright = _upright(image)  # of an undamaged picture a copy
+            return _rgb(upright, own=upright is not image)
         except Warning:
             raise
         except MemoryError as error:
@@ -107,7 +109,11 @@ def pixel_key(source: ImageSource) -> str:
     Raises:
         ImageError: as `open_image`.
     """
-    image = open_image(source)
+    return rgb_key(open_image(source))
+
+
+def rgb_key(image: Image.Image) -> str:
+    """`pixel_key` of a picture as `open_image` gives it."""
     digest = hashlib.sha256(f"rgb {image.width} {image.height} ".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
@@ -150,14 +156,17 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, *, own: bool) -> Image.Image:
+    """A picture that nobody else holds; `own`: nobody holds this one."""
     if image.mode.startswith("I") or image.mode == "F":
         return _grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    return image if own else image.copy()
 
 
 def _grey(image: Image.Image) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tsugiki.data.images import open_image, pixel_key
+from tsugiki.data.looks import Look, look, look_ahead
 from tsugiki.data.schema import message_text
 from tsugiki.errors import DataError
 from tsugiki.types import ImageSource, Sample
@@ -21,10 +21,8 @@ Array = NDArray[Any]
 
 THRESHOLD = 4
 """Bits of 64 in which the hashes of near duplicates may differ."""
-_MARGIN = 3.0  # grey levels; flat areas would give bits of noise otherwise
 _APART = 24.0  # levels of 256 by which a cell of the 16 x 16 colour pictures may differ, brightness apart
 _ALIKE = 0.9  # least correlation of the 32 x 32 grey pictures; photographs of one fabric have 0.2
-_FLAT = 1.5  # standard deviation in grey levels below which there is nothing to correlate
 
 
 @dataclass(frozen=True)
@@ -126,11 +124,12 @@ def check_disjoint(parts: Mapping[str, Sequence[Sample]]) -> None:
         ImageError: a picture can't be read.
     """
     seen: dict[str, tuple[str, str]] = {}
-    keys: dict[Any, str] = {}
+    looks: dict[Any, Look] = {}
+    look_ahead(source for samples in parts.values() for sample in samples for source in sample.images)
     for name, samples in parts.items():
         for sample in samples:
             for source in sample.images:
-                key = _pixels(source, keys)
+                key = _looked(source, looks).key
                 other, shown = seen.setdefault(key, (name, _shown(source)))
                 if other != name:
                     raise DataError(
@@ -152,9 +151,14 @@ def near_duplicate_groups(sources: Sequence[ImageSource], threshold: int = THRES
     Raises:
         ImageError: a picture can't be read.
     """
-    joined = _Union(len(sources))
-    if sources:
-        prints = _Prints(open_image(source) for source in sources)
+    look_ahead(sources)
+    return _alike([look(source) for source in sources], threshold)
+
+
+def _alike(looks: Sequence[Look], threshold: int) -> list[list[int]]:
+    joined = _Union(len(looks))
+    if looks:
+        prints = _Prints(looks)
         for bucket in _buckets(prints.bits, threshold):
             for k, i in enumerate(bucket[:-1]):
                 for j in prints.near(int(i), bucket[k + 1 :], threshold):
@@ -163,24 +167,12 @@ def near_duplicate_groups(sources: Sequence[ImageSource], threshold: int = THRES
 
 
 class _Prints:
-    """Small forms of n pictures: bits [n, 64], cells [n, 768] in levels, grey [n, 1024] of length 1 (0 if flat)."""
+    """Small forms of n pictures: bits [n, 64], cells [n, 768], grey [n, 1024]; see `Look`."""
 
-    def __init__(self, images: Iterable[Image.Image]) -> None:
-        rows = [self._row(image) for image in images]
-        self.bits, self.cells, self.grey = (np.stack([row[k] for row in rows]) for k in range(3))
-
-    @staticmethod
-    def _row(image: Image.Image) -> tuple[Array, Array, Array]:
-        def small(picture: Image.Image, size: tuple[int, int]) -> Array:
-            return np.asarray(picture.resize(size, Image.Resampling.BOX), np.float32)
-
-        light = image.convert("L")
-        steps, cells, grey = small(light, (9, 8)), small(image, (16, 16)).ravel(), small(light, (32, 32)).ravel()
-        flat = grey.std() < _FLAT
-        grey = grey - grey.mean()
-        length = 1.0 if flat else float(np.linalg.norm(grey))
-        bits = (steps[:, :-1] > steps[:, 1:] + _MARGIN).ravel()
-        return bits, cells - cells.mean(), grey * 0 if flat else grey / length
+    def __init__(self, looks: Sequence[Look]) -> None:
+        self.bits, self.cells, self.grey = (
+            np.stack([getattr(one, name) for one in looks]) for name in ("bits", "cells", "grey")
+        )
 
     def near(self, i: int, others: Array, threshold: int) -> Array:
         """Those of `others` that are near duplicates of `i`."""
@@ -202,21 +194,21 @@ def _buckets(bits: Array, threshold: int) -> Iterator[Array]:
 
 def sample_groups(samples: Sequence[Sample], near: int | None) -> list[list[int]]:
     """Indices of samples that show the same picture or, with `near` bits, nearly the same; every index in one group."""
-    sources: list[ImageSource] = []
+    looks: list[Look] = []
     owners: list[list[int]] = []
     known: dict[str, int] = {}
-    keys: dict[Any, str] = {}
+    seen: dict[Any, Look] = {}
+    look_ahead(source for sample in samples for source in sample.images)
     for i, sample in enumerate(samples):
         for source in sample.images:
-            key = _pixels(source, keys)
-            if key not in known:
-                known[key] = len(sources)
-                sources.append(source)
+            one = _looked(source, seen)
+            if one.key not in known:
+                known[one.key] = len(looks)
+                looks.append(one)
                 owners.append([])
-            owners[known[key]].append(i)
+            owners[known[one.key]].append(i)
     joined = _Union(len(samples))
-    alike = near_duplicate_groups(sources, near) if near is not None else [[k] for k in range(len(sources))]
-    for group in alike:
+    for group in _alike(looks, near) if near is not None else [[k] for k in range(len(looks))]:
         members = [i for k in group for i in owners[k]]
         for i in members[1:]:
             joined.join(members[0], i)
@@ -255,11 +247,11 @@ def _stratum(sample: Sample) -> str:
     return message_text(answer) if sample.options and answer is not None else sample.task
 
 
-def _pixels(source: ImageSource, keys: dict[Any, str]) -> str:
+def _looked(source: ImageSource, seen: dict[Any, Look]) -> Look:
     handle = id(source) if isinstance(source, Image.Image) else source
-    if handle not in keys:
-        keys[handle] = pixel_key(source)
-    return keys[handle]
+    if handle not in seen:
+        seen[handle] = look(source)
+    return seen[handle]
 
 
 def _shown(source: ImageSource) -> str:

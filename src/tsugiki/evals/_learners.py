@@ -93,6 +93,14 @@ class _Classifier:
             for p, options in zip(rows, allowed, strict=True)
         ]
 
+    def probabilities(self, x: Floats, options: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Of the options, given that one of them is the answer: [n, c], rows sum to 1; 0 for one that never occurred
+        in training. At least one has to have occurred."""
+        column = {name: i for i, name in enumerate(self.estimator.classes_)}
+        found = self.estimator.predict_proba(x).astype(np.float64)
+        rows = np.stack([found[:, column[o]] if o in column else np.zeros(len(x)) for o in options], axis=1)
+        return np.asarray(rows / rows.sum(1, keepdims=True))
+
 
 class Probe(_Classifier):
     """Logistic regression on standardised features; `setting` is C."""

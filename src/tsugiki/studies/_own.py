@@ -15,7 +15,8 @@ from tsugiki.data import _fields, schema
 from tsugiki.data.convert import coco, csv, imagefolder, labelstudio, llava, voc, yolo
 from tsugiki.data.convert._rows import Wording
 from tsugiki.data.detail import instruct
-from tsugiki.data.images import image_files, open_image
+from tsugiki.data.images import image_files
+from tsugiki.data.looks import look, look_ahead
 from tsugiki.errors import DataError, ImageError, InputError
 from tsugiki.evals.tasks import decisions
 from tsugiki.types import Sample
@@ -94,6 +95,7 @@ def read(data: str | Path | Sequence[Sample], *, question: str | None = None) ->
         raise _with_count(wrong[0], len(wrong))
     left_out = [p for p in problems if isinstance(p, ImageError)]
     readable: dict[object, bool] = {}
+    look_ahead(source for s in samples for source in s.images)
     samples = [s for s in samples if all(_opens(source, s, readable, left_out) for source in s.images)]
     if left_out and not samples:
         raise _with_count(left_out[0], len(left_out))
@@ -240,7 +242,7 @@ def _opens(source: Any, sample: Sample, known: dict[object, bool], left_out: lis
     key = source if isinstance(source, str | Path | bytes) else id(source)
     if key not in known:
         try:
-            open_image(source, where=sample.where)
+            look(source, where=sample.where)
             known[key] = True
         except ImageError as error:
             left_out.append(error)

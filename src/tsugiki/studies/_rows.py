@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -179,7 +180,10 @@ class Rows:
             with self.path.open("rb") as old:
                 self._hold(old)
         atomic_write(self.path, self.format.head + b"".join(map(self.format.encode, rows)))
-        self._file = self.path.open("ab", buffering=0)
+        try:
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._error(error) from error
         self._hold(self._file)
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -196,15 +200,19 @@ class Rows:
                 raw = raw[self._file.write(raw) or 0 :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(before)  # no half row stays
-            found = "the disk is full" if disk_is_full(error) else f"can't be written ({error.strerror})"
-            fix = "Make room, then run the same again: it goes on from the last answer."
-            raise StoreError(found, expected="room for the answers", fix=fix, where=str(self.path)) from error
+            with suppress(OSError):  # no half row stays; one that does is cut off by the next run
+                self._file.truncate(before)
+            raise self._error(error) from error
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _error(self, error: OSError) -> StoreError:
+        found = "the disk is full" if disk_is_full(error) else f"can't be written ({error.strerror})"
+        fix = "Make room, then run the same again: it goes on from the last answer."
+        return StoreError(found, expected="room for the answers", fix=fix, where=str(self.path))
 
     def _hold(self, file: IO[bytes]) -> None:
         """One process at a time; a killed one leaves no lock behind."""

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from tsugiki.data.bank import Bank, Neighbour, NewEntry
 from tsugiki.data.files import atomic_folder, atomic_write
-from tsugiki.data.images import SUFFIXES, image_files, open_image, pixel_key
+from tsugiki.data.images import SUFFIXES, image_files, open_image
+from tsugiki.data.looks import look
 from tsugiki.data.splits import near_duplicate_groups
 from tsugiki.errors import DataError, StoreError
 from tsugiki.evals.task import short_answer
@@ -212,7 +213,7 @@ def _put(
     alike = _alike(bank, pictures, vectors)
     new = []
     for sample, picture, vector in zip(own.samples, pictures, vectors, strict=True):
-        key = pixel_key(picture)
+        key = look(picture).key
         source = str(picture) if isinstance(picture, str | Path) else sample.id
         image = _kept(bank.folder, picture, key, keep, model.frontend.tower.view_size)
         entry = {"picture": key, "label": short_answer(sample), "vector": vector, "note": note}
@@ -225,7 +226,7 @@ def _alike(
     bank: Bank, pictures: Sequence[ImageSource], vectors: npt.NDArray[np.float32]
 ) -> tuple[tuple[str, ...], ...]:
     """Sets of new pictures and entries that show nearly the same; equal ones are no notice."""
-    own = {pixel_key(p): p for p in pictures}
+    own = {look(p).key: p for p in pictures}
     keys, shown = list(own), list(own.values())
     for vector in vectors if len(bank) else ():
         for n in bank.search(vector, 3):

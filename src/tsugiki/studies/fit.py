@@ -26,6 +26,7 @@ from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
 from tsugiki.evals.tables import records, table
 from tsugiki.studies import _choice, _own
+from tsugiki.studies._asked import asked_of
 from tsugiki.studies._build import quiet_bars
 from tsugiki.studies._cells import TASKS, Cell, answers_of, by_class, scores_of
 from tsugiki.studies._choice import Choice
@@ -216,6 +217,9 @@ def _findings(
     found.append(trained(done, len(plan.parts.hold), len(plan.parts.train), refit))
     if not scores:
         found.append("No question in the data has one right answer, so nothing was scored.")
+    if (asked := asked_of(plan.parts.train)) is not None and asked.options:
+        learned = plan.folder / "data" / "train.jsonl"
+        found.append(f"What to label next: tsugiki label-next {plan.folder / 'graft'} PICTURES --train {learned}")
     return found
 
 

@@ -131,7 +131,7 @@ def _samples(
     path = Path(folder)
     if path.suffix.lower() == ".jsonl":
         return _own(schema.load(path), question, options), True
-    files = _files(path)
+    named = pictures_of(path)
     asked = _asked.read(getattr(model.config, "name_or_path", None)) if question is None else None
     if options is None:
         options = asked.options if asked is not None else ()
@@ -139,10 +139,8 @@ def _samples(
         text = asked.question
     else:
         text = _with_form(question if question is not None else Wording().question, detail)
-    root = path if path.is_dir() else path.parent
     samples = []
-    for file in files:
-        name = file.relative_to(root).as_posix()
+    for name, file in named:
         message = Message.of("user", text, (file,))
         samples.append(Sample(id=name, messages=(message,), options=tuple(options), where=str(file)))
     return samples, False
@@ -166,9 +164,14 @@ def _own(samples: list[Sample], question: str | None, options: Sequence[str] | N
     return [s if s.options or options is None else replace(s, options=tuple(options)) for s in samples]
 
 
-def _files(path: Path) -> list[Path]:
+def pictures_of(path: Path) -> list[tuple[str, Path]]:
+    """Name below the folder and path of every picture, sorted.
+
+    Raises:
+        DataError: none there.
+    """
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return [path]
+        return [(path.name, path)]
     if not path.is_dir():
         found = f"{path.suffix or 'a file without a suffix'}" if path.exists() else "it does not exist"
         raise DataError(
@@ -179,7 +182,7 @@ def _files(path: Path) -> list[Path]:
         raise DataError(
             "no picture in it or below", expected="files such as .jpg and .png", fix="Check it.", where=str(path)
         )
-    return files
+    return [(file.relative_to(path).as_posix(), file) for file in files]
 
 
 def _with_form(question: str, detail: str) -> str:

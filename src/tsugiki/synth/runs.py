@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,8 @@ def write_picture(image: Image.Image, file: Path) -> None:
     try:
         file.write_bytes(buffer.getvalue())
     except OSError as error:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
         raise StoreError(
             f"can't write a picture ({error.strerror})",
             fix="Free some space or choose another folder.",

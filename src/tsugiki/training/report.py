@@ -63,17 +63,27 @@ class Log:
             self._file.flush()
         except OSError as error:
             self._file = None
-            raise StoreError(
-                f"can't be written ({error.strerror})",
-                expected="room on the disk",
-                fix="Free some space, then run the same again: it continues from the last checkpoint.",
-                where=str(self.path),
-            ) from error
+            raise self._error(error) from error
 
     def sync(self) -> None:
-        """Everything so far is on the disk."""
+        """Everything so far is on the disk.
+
+        Raises:
+            StoreError: the disk is full.
+        """
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise self._error(error) from error
+
+    def _error(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"can't be written ({error.strerror})",
+            expected="room on the disk",
+            fix="Free some space, then run the same again: it continues from the last checkpoint.",
+            where=str(self.path),
+        )
 
     def close(self) -> None:
         if self._file is not None:

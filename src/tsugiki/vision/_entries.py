@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from tsugiki._leftovers import being_written, sweep
 from tsugiki.data.files import disk_is_full
 from tsugiki.errors import StoreError
 
@@ -97,7 +98,7 @@ class Entries:
             path.parent.mkdir(parents=True, exist_ok=True)
             # No fsync: after a power cut a file may be cut short, and the checksum finds that.
             try:
-                with part.open("xb") as file:
+                with part.open("xb") as file, being_written(part):
                     file.write(zlib.crc32(body).to_bytes(4, "big") + body)
                 part.replace(path)
             finally:
@@ -130,8 +131,8 @@ class Entries:
                 stat = path.stat()
                 if path.suffix == SUFFIX:
                     found.append((path, stat.st_size, stat.st_mtime_ns))
-                elif path.suffix == ".part" and time.time() - stat.st_mtime > 3600:
-                    path.unlink()
+                elif path.suffix == ".part":
+                    sweep([path], older=3600)
         return found
 
     def _error(self, error: OSError, size: int) -> StoreError:

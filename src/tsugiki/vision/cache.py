@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tsugiki.data.images import content_key, image_size, open_image
 from tsugiki.errors import InputError, UnsupportedError
 from tsugiki.types import ImageSource
 from tsugiki.vision._entries import OVERHEAD, Entries
-from tsugiki.vision._workers import each_done
+from tsugiki.vision._workers import ahead, each_done
 from tsugiki.vision.frontend import FrontEnd
 from tsugiki.vision.tower import Tower
 from tsugiki.vision.views import Views
@@ -116,8 +116,9 @@ class FeatureCache:
         wanted = self._wanted(sources, [variant] * len(sources))
         found = {key: self._read(key, tower) for one in wanted for (tower, _), key in one.keys.items()}
         missing = {one.keys[0, 0]: one for one in wanted if any(found[key] is None for key in one.keys.values())}
+        there = {key for key, features in found.items() if features is not None}
         for part in _batches(list(missing.values()), self.tower.encode_batch):
-            found |= self._encode(part, {key for key, features in found.items() if features is not None})
+            found |= self._encode([self._seen(one, there) for one in part])
         return self._stacked(wanted, found)
 
     def cells(self, sources: Sequence[ImageSource]) -> Tensor:
@@ -161,7 +162,7 @@ class FeatureCache:
             for variant in range(1 + self.variants)
             for part in _batches([one for one in missing if one.variant == variant], self.tower.encode_batch)
         ]
-        for number in each_done(self._store, parts, workers, self.towers):
+        for number in each_done(self._store, parts, workers, self.towers) if workers > 0 else self._stored(parts):
             encoded += number
             if progress is not None:
                 speed = encoded / max(time.perf_counter() - started, 1e-9)
@@ -211,22 +212,36 @@ class FeatureCache:
 
     def _store(self, part: Sequence[_Wanted]) -> int:
         """Encode what the folder lacks of some pictures; how many these are."""
-        there = {key for one in part for key in one.keys.values() if self.entries.touch(key)}
-        self._encode(part, there)
+        self._encode([self._missing(one) for one in part])
         return len(part)
 
-    def _encode(self, part: Sequence[_Wanted], there: set[str]) -> dict[str, Tensor]:
-        """Encode and store all of some pictures that is not `there`."""
-        found: dict[str, Tensor] = {}
-        images = [open_image(one.source) for one in part]
+    def _stored(self, parts: Sequence[Sequence[_Wanted]]) -> Iterator[int]:
+        """`_store` of every part; pictures are decoded by threads while the tower runs."""
+        for part, seen in ahead(self._missing, parts):
+            self._encode(seen)
+            yield len(part)
+
+    def _missing(self, one: _Wanted) -> list[dict[str, Tensor]]:
+        return self._seen(one, {key for key in one.keys.values() if self.entries.touch(key)})
+
+    def _seen(self, one: _Wanted, there: set[str]) -> list[dict[str, Tensor]]:
+        """What each tower sees of a picture and is not `there`: key -> pixels [3, S, S]."""
+        image = open_image(one.source)
+        found: list[dict[str, Tensor]] = []
         for number, tower in enumerate(self.towers):
-            keys: list[str] = []
-            pixels: list[Tensor] = []
-            for one, image in zip(part, images, strict=True):
-                views = {v: k for (t, v), k in one.keys.items() if t == number and k not in there and k not in found}
-                keys += views.values()
-                pixels.append(tower.transform.views(image, self.views, list(views), one.variant))
-            found |= zip(keys, tower.encode(torch.cat(pixels)).cpu(), strict=True)
+            taken = there.union(*found)
+            views = {v: k for (t, v), k in one.keys.items() if t == number and k not in taken}
+            pixels = tower.transform.views(image, self.views, list(views), one.variant)
+            found.append(dict(zip(views.values(), pixels, strict=True)))
+        return found
+
+    def _encode(self, part: Sequence[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+        """Encode and store what the towers see of some pictures."""
+        found: dict[str, Tensor] = {}
+        for tower, seen in zip(self.towers, zip(*part, strict=True), strict=True):
+            pixels = {key: one for pictures in seen for key, one in pictures.items() if key not in found}
+            if pixels:
+                found |= zip(pixels, tower.encode(torch.stack(list(pixels.values()))).cpu(), strict=True)
         for key, features in found.items():
             self.entries.write(key, features)
         return found

@@ -7,6 +7,7 @@ Apache-2.0. Batch norms are folded into the convolutions before them: the same f
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from tsugiki import assets
 from tsugiki.data.files import atomic_write
-from tsugiki.errors import AssetError, UnsupportedError
+from tsugiki.errors import AssetError, StoreError, UnsupportedError
 from tsugiki.vision.tower import Tower
+
+logger = logging.getLogger("tsugiki")
 
 NAMES = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
 """Asset -> the input size that it was trained with."""
@@ -131,7 +134,10 @@ def _weights(name: str) -> dict[str, Tensor]:
     model = _trained(name, NAMES[name])
     _fold(model.eval())
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-    atomic_write(converted, save(state))
+    try:
+        atomic_write(converted, save(state))
+    except StoreError as error:  # it is folded again the next time
+        logger.warning("folded weights are not kept: %s", error)
     return state
 
 
