@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import tsugiki
 from tsugiki import grafts, testing
 from tsugiki.errors import DataError, InputError, UnknownNameError
-from tsugiki.evals import prompts, retention
+from tsugiki.evals import prompts, retention, rules
 from tsugiki.evals._sides import CONTINUE, Sides, joined
 from tsugiki.evals.harness import LEAD
 from tsugiki.evals.text_items import Choice
@@ -24,6 +24,7 @@ CHOICES = [Choice(f"c{i}", f"{i} and one is", ("1", "22", "333", "4444"), i % 4)
 MATERIAL = retention.Material(
     texts=TEXTS,
     choices={"title_choice": CHOICES, "next_sentence": CHOICES},
+    instructions=rules.instructions(3),
     prompts=prompts.bundled()[:4],
     pictures=testing.tiny_images(2),
 )
@@ -42,7 +43,14 @@ def test_an_exact_model_lost_exactly_nothing_on_text(graft: str) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     scores = by_name(retention.retention(model, **QUICK))
     text = {name: s for name, s in scores.items() if retention.AFTER not in name}
-    assert set(text) == {"wiki.loss", "wiki.kl", "title_choice.accuracy", "next_sentence.accuracy", "answers.agreement"}
+    assert set(text) == {
+        "wiki.loss",
+        "wiki.kl",
+        "title_choice.accuracy",
+        "next_sentence.accuracy",
+        "instructions.accuracy",
+        "answers.agreement",
+    }
     assert {f"{n.split('.')[0]}{retention.AFTER}.{n.split('.')[1]}" for n in text} == set(scores) - set(text)
     for score in text.values():
         assert score.difference == 0 and score.difference_low == 0 and score.difference_high == 0, score
@@ -71,6 +79,27 @@ def test_chance_level_questions_are_uninformative() -> None:
     assert "can't be judged" in str(found[0])
     blind = retention.power_check(testing.tiny_model(), budget={"accuracy": 0.1}, suites=["title_choice"], **QUICK)
     assert not blind.holds and blind.violations
+
+
+@pytest.mark.parametrize("place", ["", "@picture"])
+def test_instructions_are_greedy_answers_in_a_conversation_judged_by_the_rules(place: str) -> None:
+    model, items = testing.tiny_model(seed=3), rules.instructions(4)
+    material = replace(MATERIAL, instructions=items)
+    scores = by_name(retention.retention(model, suites=["instructions"], material=material))
+    base: list[str] = []
+    for item in items:
+        text = (LEAD if place else "") + item.prompt
+        prompt = model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        ids = torch.tensor([model.tokenizer(prompt)["input_ids"]])
+        new = model.language_model.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.shape[1] :]
+        base.append(model.tokenizer.decode(new, skip_special_tokens=True))
+    score = scores[f"instructions{place}.accuracy"]
+    kept = [rules.follows(answer, item.checks) for answer, item in zip(base, items, strict=True)]
+    assert score.base == pytest.approx(sum(kept) / 4) and score.n == 4
+    chance = sum(rules.follows(base[(i + 1) % 4], item.checks) for i, item in enumerate(items)) / 4
+    assert f"chance {chance:.2f}" in score.note and not score.informative
 
 
 def test_a_budget_that_would_judge_nothing_is_refused_before_the_run() -> None:

@@ -20,13 +20,14 @@ Budget = Mapping[str, float]
 """Largest drops: "wiki.loss", "title_choice@picture.accuracy", or a metric of all text requests ("loss"), or of all
 requests after a picture ("loss@picture")."""
 
-SUITES = ("wiki", "title_choice", "next_sentence", "definition_choice", "arithmetic", "answers")
+SUITES = ("wiki", "title_choice", "next_sentence", "definition_choice", "arithmetic", "instructions", "answers")
 METRICS = {
     "wiki": ("loss", "kl"),
     "title_choice": ("accuracy",),
     "next_sentence": ("accuracy",),
     "definition_choice": ("accuracy",),
     "arithmetic": ("accuracy",),
+    "instructions": ("accuracy",),
     "answers": ("agreement",),
 }
 LOWER_IS_BETTER = frozenset({"loss", "kl"})

@@ -55,12 +55,13 @@ class Instruction:
 
 
 def instructions(n: int, *, seed: int = 0) -> list[Instruction]:
-    """`n` prompts of one rule each, the rules in turn; the first k of a longer run are the run of k."""
+    """`n` prompts of one rule each, every rule once in a round; the first k of a longer run are the run of k."""
     rng = random.Random(f"instructions {seed}")
     names = list(RULES)
     out = []
     for i in range(n):
-        name = names[i % len(names)]
+        # Each round begins one rule later, so that every other prompt is not every other rule.
+        name = names[(i + i // len(names)) % len(names)]
         arguments = RULES[name].draw(rng)
         shown = {k: _LANGUAGES.get(v, v) if k == "language" else _shown(v) for k, v in arguments.items()}
         topic = rng.choice(QUESTIONS if RULES[name].question else TOPICS)
@@ -81,6 +82,21 @@ def follows(answer: str, checks: Sequence[Sequence[Any]]) -> bool:
     """
     text = answer.strip()
     return bool(text) and all(_kept(text, name, arguments) for name, arguments in checks)
+
+
+def unread(answers: Sequence[str], items: Sequence[Instruction]) -> float:
+    """The chance level of free answers: how often a rule is kept by an answer that was not given to it.
+
+    Each rule is tried on the answer to the next prompt. Rules such as "avoid a letter" are kept by many answers
+    without being read; one that nothing keeps by accident adds 0.
+
+    Args:
+        answers: one an item, in their order.
+    """
+    if len(items) < 2:
+        return 0.0
+    others = (*answers[1:], answers[0])
+    return sum(follows(a, item.checks) for a, item in zip(others, items, strict=True)) / len(items)
 
 
 def judge(document: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:

@@ -41,7 +41,8 @@ class Graded:
     @property
     def key(self) -> str:
         """Of all that is asked."""
-        texts = [self.material.texts, self.material.choices, self.material.prompts]
+        read = self.material
+        texts = [read.texts, read.choices, read.instructions, read.prompts]
         asked = [sources.digest(self.data), list(self.tasks), self.limit, hash_json([repr(text) for text in texts])]
         return hash_json(asked)
 
@@ -95,6 +96,7 @@ def _halves(material: Material) -> tuple[Material, Material]:
             material,
             texts=material.texts[i::2],
             choices={name: items[i::2] for name, items in material.choices.items()},
+            instructions=material.instructions[i::2],
             prompts=material.prompts[i::2],
         )
         for i in (0, 1)
