@@ -24,7 +24,7 @@ CHOICES = [Choice(f"c{i}", f"{i} and one is", ("1", "22", "333", "4444"), i % 4)
 MATERIAL = retention.Material(
     texts=TEXTS,
     choices={"title_choice": CHOICES, "next_sentence": CHOICES},
-    instructions=rules.instructions(3),
+    instructions=rules.instructions(2),
     prompts=prompts.bundled()[:4],
     pictures=testing.tiny_images(2),
 )

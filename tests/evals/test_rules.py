@@ -28,8 +28,6 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("language", {"language": "es"}, "El gato es de la casa y no del perro.", "Le chat est sur la table."),
     ("language", {"language": "de"}, "Der Hund und die Katze sind nicht im Haus.", "El gato y el perro."),
     ("language", {"language": "ja"}, "雪は白いです。", "snow"),
-    ("exact", {"answer": "Forty two"}, " forty  two.", "forty"),
-    ("regex", {"pattern": r"\d+ mm"}, "It is 12 mm.", "12 cm"),
 ]
 
 
@@ -40,7 +38,7 @@ def test_a_rule_tells_good_from_bad(name: str, arguments: dict[str, Any], good: 
 
 
 def test_every_rule_is_tried() -> None:
-    assert {name for name, *_ in CASES} == {*rules.RULES, *rules.GIVEN}
+    assert {name for name, *_ in CASES} == set(rules.RULES)
 
 
 def test_made_prompts() -> None:

@@ -9,8 +9,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from tsugiki.evals.arithmetic import arithmetic
-from tsugiki.evals.budget import SUITES
+from tsugiki.evals.budget import OWN, SUITES
+from tsugiki.evals.own import Own
 from tsugiki.evals.prompts import Given, Prompt, collect
+from tsugiki.evals.published import Fetched
 from tsugiki.evals.rules import Instruction, instructions
 from tsugiki.evals.text_items import Choice, definition_choice, next_sentence, passages, title_choice
 from tsugiki.types import ImageSource
@@ -25,6 +27,10 @@ class Material:
     """Suite name -> questions."""
     instructions: Sequence[Instruction] = ()
     prompts: Sequence[Prompt] = ()
+    own: Sequence[Own] = ()
+    """The user's own prompts, which are always asked."""
+    published: Mapping[str, Fetched] = field(default_factory=dict)
+    """Suite name -> benchmark."""
     pictures: Sequence[ImageSource] = ()
 
     @classmethod
@@ -49,14 +55,16 @@ class Material:
         )
 
     def measured(self, suites: Sequence[str]) -> list[str]:
-        """Of the suites those that have something to ask."""
+        """Of the suites those that have something to ask, and those of own prompts."""
         there = {
             "wiki": self.texts,
             **self.choices,
             "instructions": self.instructions,
             "answers": self.prompts,
+            **self.published,
         }
-        return [name for name in suites if there.get(name)]
+        own = {item.suite for item in self.own}
+        return [*(name for name in suites if there.get(name)), *(name for name in OWN if name in own)]
 
 
 def unrelated_pictures(n: int, *, seed: int = 0, side: int = 224) -> list[Image.Image]:

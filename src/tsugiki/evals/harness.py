@@ -25,6 +25,8 @@ from tsugiki.evals.options import OptionScorer, without_pictures
 from tsugiki.extras import require
 from tsugiki.types import ImagePart, ImageSource, Message, Sample, TextPart
 
+LONGEST = 256
+"""Tokens of an answer whose task sets no limit, as lm-eval has it."""
 LEAD = "Here is a picture. What I ask now has nothing to do with it.\n\n"
 
 Document = Mapping[str, Any]
@@ -117,18 +119,21 @@ def chat_lm(model: Any, pictures: Sequence[ImageSource] = (), *, llm: Any = None
         """Log-likelihoods of options as answers, and greedy answers."""
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            samples = []
-            for _, found in groupby(requests, key=lambda r: (r.task_name, r.doc_id)):
-                group = list(found)
-                samples.append(asked(group[0], tuple(request.args[1].strip() for request in group)))
-            scorer = OptionScorer(model, llm=llm, batch_size=batch_size)
-            return [(value, False) for found in scorer(samples) for value in found.logprobs]
+            groups = [list(found) for _, found in groupby(requests, key=lambda r: (r.task_name, r.doc_id))]
+            options = [[request.args[1].strip() for request in group] for group in groups]
+            # A published question may have an answer twice.
+            samples = [asked(g[0], tuple(dict.fromkeys(o))) for g, o in zip(groups, options, strict=True)]
+            scored = OptionScorer(model, llm=llm, batch_size=batch_size)(samples)
+            known = [dict(zip(found.options, found.logprobs, strict=True)) for found in scored]
+            return [(values[o], False) for values, found in zip(known, options, strict=True) for o in found]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             answers: list[str] = []
-            for length, found in groupby(requests, key=lambda r: r.args[1]["max_gen_toks"]):
+            for length, found in groupby(requests, key=lambda r: r.args[1].get("max_gen_toks", LONGEST)):
+                group = list(found)
                 answerer = FreeAnswerer(model, llm=llm, batch_size=batch_size, max_new_tokens=length)
-                answers += answerer([asked(request) for request in found])
+                said = answerer([asked(request) for request in group])
+                answers += [_until(text, r.args[1].get("until")) for text, r in zip(said, group, strict=True)]
             return answers
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
@@ -139,6 +144,13 @@ def chat_lm(model: Any, pictures: Sequence[ImageSource] = (), *, llm: Any = None
             )
 
     return ChatLM()
+
+
+def _until(text: str, stops: Sequence[str] | str | None) -> str:
+    """An answer up to the first of the texts that end it."""
+    for stop in [stops] if isinstance(stops, str) else stops or ():
+        text = text.partition(stop)[0] if stop else text
+    return text
 
 
 def after_picture(messages: Sequence[Message], picture: ImageSource) -> tuple[Message, ...]:

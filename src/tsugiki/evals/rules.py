@@ -105,11 +105,10 @@ def judge(document: Mapping[str, Any], answers: Sequence[str]) -> dict[str, floa
 
 
 def _kept(text: str, name: str, arguments: Mapping[str, Any]) -> bool:
-    checks = {**{rule: RULES[rule].check for rule in RULES}, **GIVEN}
-    if name not in checks:
-        raise UnknownNameError("rule", name, checks)
+    if name not in RULES:
+        raise UnknownNameError("rule", name, RULES)
     try:
-        return checks[name](text, **arguments)
+        return RULES[name].check(text, **arguments)
     except TypeError as error:
         raise DataError(f"the rule {name} with {dict(arguments)} ({error})", expected="its own arguments") from error
 
@@ -117,17 +116,8 @@ def _kept(text: str, name: str, arguments: Mapping[str, Any]) -> bool:
 # --- checks; texts are stripped and not empty ---
 
 
-def _exact(text: str, answer: str) -> bool:
-    """The words of `answer`, whatever the case, the spaces and a stop at the end."""
-    return _plain(text) == _plain(answer)
-
-
-def _regex(text: str, pattern: str) -> bool:
-    """`pattern` is found, with Python's rules."""
-    return re.search(pattern, text) is not None
-
-
 def _plain(text: str) -> str:
+    """Whatever the case, the spaces and a stop at the end."""
     return " ".join(text.casefold().split()).rstrip(".!。")
 
 
@@ -246,9 +236,6 @@ RULES: dict[str, Rule] = {
     "language": Rule(_language, "Reply in {language}.", _of("language", *_LANGUAGES)),
 }
 """Rules that prompts are made of."""
-
-GIVEN: dict[str, Callable[..., bool]] = {"exact": _exact, "regex": _regex}
-"""Checks of answers that are given (`evals.own`)."""
 
 TOPICS = (
     "Say what a bicycle is for.", "Explain why leaves fall in autumn.", "Describe a harbour at dawn.",

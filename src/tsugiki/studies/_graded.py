@@ -49,8 +49,8 @@ class Graded:
     def __call__(self, folder: Path) -> list[Score]:
         model = self.load(folder)
         scores = evaluation.evaluate(model, self.tasks, self.data, limit=self.limit)
-        suites, after_picture = suites_of(self.budget)
-        read = retention(model, suites=suites, after_picture=after_picture, material=self.material)
+        suites, after_picture, int8 = suites_of(self.budget)
+        read = retention(model, suites=suites, after_picture=after_picture, int8=int8, material=self.material)
         return [*scores, *read]
 
 
