@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import tsugiki
 from tsugiki import grafts, testing
 from tsugiki.errors import DataError, InputError, UnknownNameError
-from tsugiki.evals import prompts, retention, rules
+from tsugiki.evals import budget, power, prompts, retention, rules
 from tsugiki.evals._sides import CONTINUE, Sides, joined
 from tsugiki.evals.harness import LEAD
 from tsugiki.evals.text_items import Choice
@@ -220,12 +220,45 @@ def test_the_closest_line_of_a_budget_judges() -> None:
     assert [v.key for v in found] == ["loss", "wiki@picture.loss"]
     with pytest.raises(DataError, match="kl judges nothing"):
         retention.apply_budget([text, after], {"loss": 0.2, "kl": 0.1})
+    quantised = [replace(s, task=f"{s.task}@int8") for s in (text, after)]
+    lines = {"loss": 1.0, "loss@picture": 1.0, "wiki@int8.loss": 0.05, "loss@picture@int8": 0.2}
+    verdicts = budget.judge([text, after, *quantised], lines)
+    assert [(v.key, v.holds) for v in verdicts] == [
+        ("loss", True),
+        ("loss@picture", True),
+        ("wiki@int8.loss", False),
+        ("loss@picture@int8", False),
+    ]
+
+
+def test_what_a_budget_asks_for() -> None:
+    assert budget.suites_of({"wiki.loss": 0.1}) == (["wiki"], False, False)
+    assert budget.suites_of({"agreement@picture": 0.1}) == (["answers"], True, False)
+    assert budget.suites_of({"arithmetic@picture@int8.accuracy": 0, "wiki.kl": 1}) == (
+        ["wiki", "arithmetic"],
+        True,
+        True,
+    )
+    assert budget.places(True, True) == ["", "@picture", "@int8", "@picture@int8"]
+    assert budget.places(False, True) == ["", "@int8"] and budget.places(True, False) == ["", "@picture"]
+
+
+def test_too_few_items_are_told_with_how_many_it_takes() -> None:
+    (found,) = retention.apply_budget([score("loss", 0.01, 0.02, spread=0.1)], {"loss": 0.02})
+    needed = power.items_needed(0.02, 0.1, binary=False)
+    assert str(found).endswith(f"; it takes about {needed:.0f}") and needed > 50
+    record = found.record()
+    assert record["items_needed"] == needed and record["figure"] == "wiki.loss" and record["holds"] is False
+    (none,) = retention.apply_budget([score("loss", 0.01, 0.02, spread=0.1)], {"loss": 0.0})
+    assert none.record()["items_needed"] is None
 
 
 def test_budget_files(tmp_path: Path) -> None:
     file = tmp_path / "budget.yaml"
     file.write_text("# drops\nwiki.loss: 0.02\naccuracy: 0.05\nwiki@picture.kl: 1\n")
     assert retention.load_budget(file) == {"wiki.loss": 0.02, "accuracy": 0.05, "wiki@picture.kl": 1.0}
+    file.write_text("mmlu.accuracy: 0.01\nown_answers@picture@int8.loss: 0\nloss@int8: 0.02\n")
+    assert set(retention.load_budget(file)) == {"mmlu.accuracy", "own_answers@picture@int8.loss", "loss@int8"}
     for text, error, match in (
         ("wiki.los: 1", UnknownNameError, "wiki.loss"),
         ("loss: -1", DataError, "loss"),
