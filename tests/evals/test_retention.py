@@ -104,10 +104,10 @@ def test_instructions_are_greedy_answers_in_a_conversation_judged_by_the_rules(p
 
 def test_a_budget_that_would_judge_nothing_is_refused_before_the_run() -> None:
     told: list[str] = []
-    for budget, suites, after in (({"wiki.loss": 1}, ["answers"], True), ({"loss@picture": 1}, ["wiki"], False)):
+    for limits, suites, after in (({"wiki.loss": 1}, ["answers"], True), ({"loss@picture": 1}, ["wiki"], False)):
         with pytest.raises(DataError, match="judges nothing"):
             retention.retention(
-                testing.tiny_model(), budget=budget, suites=suites, after_picture=after, progress=told.append, **QUICK
+                testing.tiny_model(), budget=limits, suites=suites, after_picture=after, progress=told.append, **QUICK
             )
     assert not told
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from tsugiki.errors import AssetError, DataError, UnknownNameError, UnsupportedError
-from tsugiki.evals.harness import quiet
+from tsugiki.evals.harness import asked, quiet
 from tsugiki.extras import require
 
 FOLDER = "lm_suites"
@@ -85,20 +85,11 @@ def run(lm: Any, fetched: Fetched) -> list[float]:
     Args:
         lm: from `harness.text_lm` or `harness.chat_lm`, or any LM of lm-eval.
     """
-    lm_eval = require("lm_eval", extra="eval")
-    asked = fetched.suite
-    with quiet():
-        result = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=[fetched.tasks[name] for name in fetched.items],
-            num_fewshot=asked.fewshot,
-            samples=dict(fetched.items),
-            task_manager=require("lm_eval.tasks", extra="eval").TaskManager(include_defaults=False),
-            bootstrap_iters=0,  # intervals are paired, and so ours
-            log_samples=True,
-        )
-    said = [sample for name in fetched.items for sample in result["samples"][name]]
-    return [float(sample[asked.metric]) for sample in said if sample["filter"] == asked.filter]
+    chosen = fetched.suite
+    tasks = [fetched.tasks[name] for name in fetched.items]
+    found = asked(lm, tasks, fewshot=chosen.fewshot, items=fetched.items)
+    said = [sample for name in fetched.items for sample in found[name]]
+    return [float(sample[chosen.metric]) for sample in said if sample["filter"] == chosen.filter]
 
 
 def _tasks(chosen: Suite) -> dict[str, Any]:
