@@ -34,8 +34,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), **facts: Any) -> None:
-    """Write docs/results/<name>.md and .json; rows are dicts of the same keys."""
+def write(
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: Sequence[str] = (),
+    *,
+    folder: Path = RESULTS,
+    **facts: Any,
+) -> None:
+    """Write <folder>/<name>.md and .json; rows are dicts of the same keys."""
     about = machine()
     command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip()
     header = list(rows[0])
@@ -47,10 +55,10 @@ def write(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Seque
         f" {about['python']}, torch {about['torch']}, transformers {about['transformers']}.",
         "",
     ]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
     content = {"command": command, "machine": about, "rows": list(rows), "notes": list(notes), **facts}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

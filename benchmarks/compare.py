@@ -19,6 +19,7 @@ from _results import RESULTS
 
 from tsugiki import assets
 from tsugiki.data import schema
+from tsugiki.evals.tasks import iit
 from tsugiki.evals.text_items import articles
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies._build import fetch_tower
@@ -28,12 +29,14 @@ from tsugiki.types import Message, Sample
 
 SCENES, ASKED, LABELS, PHOTOGRAPHS = 1200, 300, 200, 150
 DOCUMENTS = 2000
+CONVERSATIONS = 24
+"""Last items in words, and as many about pictures; each stands in three or four conversations."""
 PLAN = Path(__file__).with_suffix(".yaml")
 
 
 def data(folder: Path) -> Path:
     """The data, and the plan beside it."""
-    for asset in ("smollm2-135m-instruct", "fabric", "openmoji", "wiki"):
+    for asset in ("smollm2-135m-instruct", "fabric", "openmoji", "wiki", "minilm"):
         assets.fetch(asset)
     for tower in ("efficientnet-lite0", "efficientnet-lite2"):
         fetch_tower(tower)
@@ -45,6 +48,7 @@ def data(folder: Path) -> Path:
         photographs, rest = fabric.draw(0, LABELS)
         schema.write(folder / "train.jsonl", [*learn, *photographs])
         schema.write(folder / "scenes.jsonl", ask)
+        schema.write(folder / "iit.jsonl", iit.conversations(iit.select(ask), CONVERSATIONS, seed=0))
         schema.write(folder / "fabric.jsonl", random.Random(0).sample(rest, PHOTOGRAPHS))  # they come by class
         documents = (Sample(id=a.title, messages=(Message.of("assistant", a.text),)) for a in articles("train"))
         schema.write(folder / "text.jsonl", [d for d, _ in zip(documents, range(DOCUMENTS), strict=False)])

@@ -399,8 +399,19 @@ def test_fewshot(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> 
     assert (given["sizes"], given["folds"], given["arms"], given["out"]) == ([10, 50], 3, ["bank"], Path("f"))
     (stage,) = given["recipe"].stages
     assert (stage.steps, stage.batch_size, stage.warm_start) == (7, 8, None)
+    assert given["hub"] is None and made.given["method"] == "projector"
     run("fewshot", "photos", *sizes, "--start", "0")
     assert study.given["recipe"].stages[0].warm_start is not None
+    assert study.given["hub"] == "the start" and made.given["method"] == "mmict"
+    assert made.given["folder"] == Path("runs/fewshot/start-mmict")
+    run("fewshot", "photos", *sizes, "--method", "mmict")
+    assert study.given["hub"] is None and made.given["folder"] == Path("runs/fewshot/start")
+    fake("tsugiki.studies._start.saved", "the graft")
+    fake("tsugiki.studies._start.method_of", "mmict")
+    run("fewshot", "photos", *sizes, "--model", "g")
+    (stage,) = study.given["recipe"].stages
+    assert (study.given["start"], study.given["hub"], stage.loss) == ("the graft", None, "per_query")
+    assert stage.data["train"].demos is None
     for wrong, said in (
         ((), "both or none of DATA and --on"),
         (("photos", "--on", "fabric"), "both or none of DATA and --on"),

@@ -16,7 +16,7 @@ from PIL import Image
 from tsugiki.data import demos
 from tsugiki.data.demos import SAMPLERS, Candidates, Groups, in_front
 from tsugiki.errors import DataError, InputError, UnknownNameError
-from tsugiki.types import Box, BoxPart, ImagePart, Message, Sample, TextPart
+from tsugiki.types import Box, BoxPart, DemoPart, ImagePart, Message, Sample, TextPart
 
 
 def candidates(n: int, seed: int, d: int = 5, classes: int = 3) -> Candidates:
@@ -86,6 +86,13 @@ def test_nearest_and_hard_are_sorted_with_the_first_of_equals_first(n: int, k: i
     assert demos.nearest(given_, k) == sorted(range(n), key=lambda i: (-near[i], i))[:k]
     hardness = given_.hardness
     assert demos.hard(given_, k) == sorted(range(n), key=lambda i: (-hardness[i], i))[:k]
+
+
+def test_hard_is_random_as_long_as_one_is_not_known() -> None:
+    given_, same = candidates(9, 3), candidates(9, 3)
+    assert given_.hardness is not None
+    given_.hardness[4] = np.nan
+    assert demos.hard(given_, 5) == demos.random(same, 5)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99))
@@ -189,3 +196,15 @@ def test_parts_stand_before_the_last_picture_and_boxes_keep_theirs() -> None:
 def test_without_a_picture_nothing_changes() -> None:
     messages = (Message.of("user", "?"),)
     assert in_front(messages, (TextPart("x"),)) == messages
+
+
+def test_without_a_hub_a_demonstration_does_not_repeat_its_messages_question() -> None:
+    same, other = (
+        Sample(id=q, messages=(Message.of("user", q, (picture(i),)), Message.of("assistant", "c1")))
+        for i, q in enumerate(("What?", "Which?"))
+    )
+    query = Sample(id="query", messages=(Message.of("user", "What?", (picture(2),)),))
+    message = demos.plain(demos.shown(query, [same, other], "uni_modal").messages)[0]
+    said = [part.text if isinstance(part, TextPart) else "picture" for part in message.parts]
+    assert said == ["picture", "Which?\nc1\n", "picture", "c1\n", "picture", "What?"]
+    assert not any(isinstance(part, DemoPart) for part in message.parts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers as hf
 import yaml
 from tests.mixing._folders import llm
@@ -23,6 +25,8 @@ from tsugiki.studies import _compare_arm as arms
 from tsugiki.studies import _compare_figures as figures
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies.compare import Compared, compare
+from tsugiki.synth import iit
+from tsugiki.types import Message, Sample
 
 ARMS: dict[str, Any] = {
     "projector": {},
@@ -30,6 +34,19 @@ ARMS: dict[str, Any] = {
     "full_finetune": {"train": {"projector": 1e-3, "llm": 1e-2}},
     "pulled back": {"mix_of": "full_finetune", "beta": 0.5},
 }
+
+
+def conversations(pictures: list[Sample]) -> list[Sample]:
+    """Of five sums and five pictures."""
+    sums = [
+        Sample(
+            id=f"sum{i}",
+            messages=(Message.of("user", f"{i} and {i}?"), Message.of("assistant", str(100 + 2 * i))),
+            options=(str(100 + 2 * i), str(200 + 2 * i)),
+        )
+        for i in range(8)
+    ]
+    return iit.generate(sums, pictures, lambda texts: torch.ones(len(texts), 1), n=5)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +64,11 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = imagefolder.convert(pictures(root / "pictures", (8, 8)))
     schema.write(root / "train.jsonl", samples[::2])
     schema.write(root / "ask.jsonl", samples[1::2])
+    schema.write(root / "iit.jsonl", conversations(samples[1::2]))
     content = {
         "base": str(root / "llm"),
         "vision": str(root / "tower"),
-        "data": {"train": "train.jsonl", "ask": "ask.jsonl"},
+        "data": {"train": "train.jsonl", "ask": "ask.jsonl", "iit": "iit.jsonl"},
         "shared": {"steps": 2, "warm_start": False},
         "budget": {"steps": 2, "batch_size": 4},
         "seeds": [0, 1],
@@ -116,6 +134,23 @@ def test_an_arm_has_a_process_of_its_own(plan_file: Path, done: Compared, tmp_pa
     found = compare(plan_file, tmp_path, only=["projector:0"], say=lambda _: None)
     assert found.found["projector"][0]["items"] == done.found["projector"][0]["items"]
     assert found.found["projector"][0]["peak_mb"] >= 0
+
+
+def test_last_turns_of_conversations_are_told_apart_from_pictures(done: Compared) -> None:
+    runs = done.found["wings"]
+    items = runs[0]["iit"]["items"]
+    assert Counter(items["kinds"]) == dict.fromkeys(("T", "TT", "TTT", "VT", "V", "TV", "TTV"), 5)
+    right = [
+        {(kind, name): right for kind, name, right in zip(i["kinds"], i["ids"], i["right"], strict=True)}
+        for i in (run["iit"]["items"] for run in runs)
+    ]
+    gaps = [[of[kind, name] - of["T", name] for kind, name in of if kind == "VT"] for of in right]
+    found = figures.interleaved(runs, "VT", "T")
+    assert found is not None
+    assert found.seeds == tuple(sum(gap) / 5 for gap in gaps)
+    assert found.value.value == pytest.approx(sum(map(sum, gaps)) / 10)
+    assert "IIT VT - T" in done.report.read_text()
+    assert figures.interleaved([{"iit": {"items": {}, "scores": []}}], "T") is None
 
 
 def test_the_page_is_whole_and_shows_every_arm(done: Compared) -> None:

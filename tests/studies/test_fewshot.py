@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.studies._pictures import folder
 
-from tsugiki.errors import DataError, RecipeError, UnknownNameError
+from tsugiki.errors import DataError, InputError, RecipeError, UnknownNameError, UnsupportedError
 from tsugiki.studies import _arms, _draws
 from tsugiki.studies import fewshot as study
 from tsugiki.studies._arms import Draw
@@ -39,6 +39,11 @@ def few(tmp_path: Path) -> Few:
 
 def start() -> Any:
     return tiny_model(llm={"max_position_embeddings": 2048})
+
+
+def hub_start(seed: int = 0, **hub: Any) -> Any:
+    sizes = {"layers": 2, "width": 16, "heads": 2, "hidden": 24, "queries": 4, **hub}
+    return tiny_model("mmict", seed=seed, hub=sizes, llm={"max_position_embeddings": 2048})
 
 
 def run(few: Few, out: Path, **options: Any) -> FewshotResult:
@@ -94,7 +99,7 @@ def test_every_arm_gets_the_same_pictures_and_is_asked_the_same(
         return arm
 
     monkeypatch.setattr(study, "ARMS", {name: watched(name, arm) for name, arm in _arms.ARMS.items()})
-    result = run(few, tmp_path / "study")
+    result = run(few, tmp_path / "study", hub=hub_start)
     first, *others = seen.values()
     assert len(first) == 4 and all(other == first for other in others) and set(seen) == set(_arms.ARMS)
     assert [len(labelled) for labelled, _ in first] == [5, 5, 8, 8]
@@ -209,6 +214,91 @@ def test_fine_tuning_trains_and_the_bank_does_not(few: Few, tmp_path: Path) -> N
     trained = draw.trained().frontend.state_dict()
     assert any((before[k] != trained[k]).any() for k in before)
     assert np.mean([c == label(s) for c, s in zip(_arms.probe(draw), few.test, strict=True)]) == 1.0
+
+
+# -- with a hub --------------------------------------------------------------------------------------------------------
+
+
+def test_the_start_with_a_hub_is_of_its_own_arm_alone(few: Few, tmp_path: Path) -> None:
+    """A study gets the arm later, and keeps what it has; another start, or another recipe of it, is refused."""
+    out, options = tmp_path / "study", {"sizes": (5,), "folds": 1}
+    called: list[int] = []
+
+    def hub(seed: int = 0) -> Any:
+        called.append(seed)
+        return hub_start(seed)
+
+    run(few, out, arms=("probe",), hub=hub, **options)
+    content = json.loads((out / "study.json").read_text())
+    assert not called and "start of mmict" not in content
+    cell = out / "cells" / "probe-5-0.json"
+    before = (cell.read_bytes(), cell.stat().st_mtime_ns)
+    told: list[str] = []
+    result = run(few, out, arms=("probe", "mmict"), hub=hub, say=told.append, **options)
+    assert {c["arm"] for c in result.cells} == {"probe", "mmict"} and not any("left out" in line for line in told)
+    assert (cell.read_bytes(), cell.stat().st_mtime_ns) == before
+    later = json.loads((out / "study.json").read_text())
+    assert later.items() >= content.items() and set(later) - set(content) == {"start of mmict", "recipe of mmict"}
+    assert later["start of mmict"] != later["start"]
+    run(few, out, arms=("probe",), **options)  # and without it again
+    with pytest.raises(RecipeError, match="start of mmict is"):
+        run(few, out, arms=("mmict",), hub=lambda: hub(1), **options)
+    with pytest.raises(RecipeError, match="recipe of mmict is"):
+        run(few, out, arms=("mmict",), hub=hub, hub_recipe={**RECIPE, "precision": "bf16"}, **options)
+    assert json.loads((out / "study.json").read_text()) == later
+
+
+def test_mmict_has_the_steps_and_batches_of_the_others(few: Few, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    result = run(few, out, arms=("plain in context", "mmict"), sizes=(6,), folds=1, hub=hub_start)
+    runs = [out / "runs" / f"{arm}-6-0" / "run" for arm in ("plain-in-context", "mmict")]
+    plain, hub = (study.recipes.load(run / "recipe.yaml").stages[0] for run in runs)
+    assert (plain.steps, plain.batch_size) == (hub.steps, hub.batch_size) == (2, 4) and hub.loss == "per_query"
+    assert all((run / "log.jsonl").read_text().count("\n") == 2 for run in runs)
+    assert any(s.metric == "mmict minus plain in context" for s in result.scores)
+
+
+def test_of_a_graft_what_it_can_do(few: Few, tmp_path: Path) -> None:
+    """Without a hub no MMICT, with one no plain tuning in context: said, and refused where nothing is left."""
+    options: dict[str, Any] = {"sizes": (5,), "folds": 1}
+    told: list[str] = []
+    found = run(few, tmp_path / "plain", arms=("mmict", "probe"), say=told.append, **options)
+    assert {c["arm"] for c in found.cells} == {"probe"}
+    assert told[0] == "The arm 'mmict' is left out: the graft has no hub."
+    told.clear()
+    given = {**options, "recipe": RECIPE, "shown": 2, "say": told.append}
+    both = ("plain in context", "mmict", "bank")
+    found = fewshot(few, hub_start, out=tmp_path / "hub", arms=both, **given)
+    assert {c["arm"] for c in found.cells} == {"mmict", "bank"}
+    assert told[0] == "The arm 'plain in context' is left out: the graft has a hub, through which demonstrations go."
+    with pytest.raises(UnsupportedError, match="'mmict': the graft has no hub; expected other arms"):
+        run(few, tmp_path / "none", arms=("mmict",), **options)
+    with pytest.raises(InputError, match="without a hub"):
+        run(few, tmp_path / "none", arms=("mmict",), hub=start, **options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_stopped_training_with_a_hub_goes_on(few: Few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"arms": ("mmict",), "sizes": (5,), "folds": 1, "hub": hub_start}
+    options |= {"recipe": {**RECIPE, "save_steps": 1}}
+    whole = run(few, tmp_path / "whole", **options)
+    real = _arms.train
+
+    def stopped(*args: Any, **given: Any) -> Any:
+        def stop(report: Any) -> None:
+            if report.step == 1:
+                raise KeyboardInterrupt
+
+        return real(*args, **given, on_step=stop)
+
+    monkeypatch.setattr(_arms, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(few, tmp_path / "again", **options)
+    monkeypatch.setattr(_arms, "train", real)
+    again = run(few, tmp_path / "again", **options)
+    assert [row["right"] for row in again.cells[0]["rows"]] == [row["right"] for row in whole.cells[0]["rows"]]
+    graft = Path("runs/mmict-5-0/run/graft/model.safetensors")
+    assert (tmp_path / "again" / graft).read_bytes() == (tmp_path / "whole" / graft).read_bytes()
 
 
 # -- what can't be -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tsugiki.errors import InputError, RecipeError
 from tsugiki.studies import _draws, _start
 from tsugiki.synth import pictograms
 from tsugiki.testing import tiny_model
+from tsugiki.types import DemoPart, ImagePart, Sample
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def build(base: str, method: str, vision: Any, **_: Any) -> Any:
         built.append(method)
-        return tiny_model(method)
+        return tiny_model(method, llm={"max_position_embeddings": 2048})
 
     monkeypatch.setattr(_start, "build_model", build)
     monkeypatch.setattr(_start, "load_graft", lambda graft, base: (Path(graft), base))
@@ -44,6 +45,31 @@ def test_a_start_is_trained_once(made: list[str], tmp_path: Path) -> None:
     assert (graft / "model.safetensors").read_bytes() == before
     with pytest.raises(RecipeError, match="steps"):
         _start.made(tmp_path / "start", **{**options, "steps": 3})
+
+
+def test_a_start_with_a_hub_learns_the_same_pictures_through_it(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, learned = _start.train, []
+
+    def train(model: Any, plan: Any, out: Path, *, data: list[Sample], **given: Any) -> Any:
+        learned.append((plan.stages[0], data))
+        return real(model, plan, out, data=data, **given)
+
+    monkeypatch.setattr(_start, "train", train)
+    for method in ("projector", "mmict"):
+        _start.made(tmp_path / method, base="b", method=method, steps=2, say=lambda _: None)
+    (plain, pictures), (hub, read) = learned
+    assert (plain.steps, plain.batch_size) == (hub.steps, hub.batch_size) == (2, 8)
+    assert [(s.id, s.images, s.answer) for s in pictures] == [(s.id, s.images, s.answer) for s in read]
+    assert any(len(s.images) > 1 for s in read)
+    for sample in read:
+        *front, own = [p for p in sample.prompt[-1].parts if isinstance(p, ImagePart)]
+        assert all(isinstance(p, DemoPart) and p.form == "visual_guided_text" for p in front)
+        assert not isinstance(own, DemoPart) and own.source not in [p.source for p in front]
+    grafts = [tmp_path / method / "run" / "graft" for method in ("projector", "mmict")]
+    assert [_start.method_of(graft) for graft in grafts] == ["projector", "mmict"]
+    assert _start.has_hub("mmict") and not _start.has_hub("projector")
 
 
 def test_without_steps_it_is_new_each_time(made: list[str], tmp_path: Path) -> None:

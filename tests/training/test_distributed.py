@@ -36,6 +36,8 @@ LLM: dict[str, Any] = {"mixed": True, "also": ["llm"], "stage": {"length_groupin
 # WINGS says by a setting whether the LLM may train.
 TRAINABLE: dict[str, Any] = {"wings": {"attach": {"llm": "trainable"}}}
 
+LONG: dict[str, Any] = {"llm": {"max_position_embeddings": 2048}}
+
 # name -> what is trained; each of them alone, under DDP and under FSDP2
 CASES: dict[str, dict[str, Any]] = {
     **{f"{graft}, pictures": {"graft": graft} for graft in GRAFTS},
@@ -69,6 +71,21 @@ CASES: dict[str, dict[str, Any]] = {
     "mix": {"graft": "projector", "attach": {"vision": "two towers"}},
     "unclipped": {"graft": "projector", "stage": {"max_grad_norm": 0, "warm_start": True, "variants": 1}},
     "bf16": {"graft": "cross_attention", "recipe": {"precision": "bf16"}},
+    # Each process sees the losses of its own rows alone, and shows what is hard among all; twice through the data.
+    "hard": {
+        "graft": "projector",
+        "attach": {
+            "projector": "hub",
+            "hub": {"layers": 1, "width": 16, "heads": 2, "hidden": 24, "queries": 4},
+            **LONG,
+        },
+        "stage": {
+            "loss": "per_query",
+            "batch_size": 8,
+            "length_grouping": False,
+            "data": {"train": {"demos": {"most": 2, "sampler": "hard"}}},
+        },
+    },
 }
 # Only in two processes; runs of one name continue each other.
 OTHERS: list[dict[str, Any]] = [

@@ -241,7 +241,6 @@ def test_a_mixture_hands_out_what_is_drawn_for_its_sample_and_epoch() -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"demos": {"most": 2, "sampler": "hard"}}, "needs the model's loss of every sample"),
         ({"demos": {"most": -1}}, "greater than or equal to 0"),
         ({"demos": {"most": 1, "samplr": "random"}}, "Did you mean 'sampler'"),
         ({"demos": {"most": 1, "sampler": "nearst"}}, "'nearest'"),
@@ -255,10 +254,10 @@ def test_settings_that_can_not_be(source: dict[str, Any], said: str) -> None:
     assert said in str(caught.value) and "stages.0.data.train" in str(caught.value)
 
 
-def test_a_recipe_can_ask_for_every_form_and_every_sampler_without_losses() -> None:
+def test_a_recipe_can_ask_for_every_form_and_every_sampler() -> None:
     form, sampler = (Demos.model_fields[name].annotation for name in ("form", "sampler"))
     assert get_args(get_args(form)[0]) == DEMO_FORMS
-    assert {*get_args(sampler), "hard"} == set(SAMPLERS)
+    assert set(get_args(sampler)) == set(SAMPLERS)
 
 
 def test_models_and_samples_that_can_not_be(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -110,13 +110,14 @@ def fewshot(
     question: Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")] = None,
     seed: Annotated[int, typer.Option(help="Of draws and training.", min=0)] = 0,
 ) -> None:
-    """What few labelled pictures are good for: training, a bank without training, a linear probe, a vote.
+    """What few labelled pictures are good for: training, also with others in front, a bank without training, a linear
+    probe, a vote.
 
     Finished cells are kept; the same command continues.
     """
     from tsugiki.studies import _draws, _start
     from tsugiki.studies import fewshot as study
-    from tsugiki.studies._arms import ARMS
+    from tsugiki.studies._arms import ARMS, MMICT
 
     if (data is None) == (on is None):
         raise InputError("both or none of DATA and --on", expected="one of the two", where="fewshot")
@@ -126,18 +127,20 @@ def fewshot(
     else:
         few = _draws.MADE[str(on)](folder / "pictures", pool=folds * max(100, *sizes), test=test, seed=seed)
     study.check(few, sizes, folds, arms)  # before a start is trained
+    hub = None
     if model is not None:
         begin = _start.saved(model, base)
         method = _start.method_of(model)
     else:
-        begin = _start.made(
-            folder / "start", base=base or "smollm2-135m-instruct", method=method, vision=vision, steps=start,
-            seed=seed, input_size=224, say=say,
-        )  # fmt: skip
+        options: dict[str, Any] = {"base": base or "smollm2-135m-instruct", "vision": vision, "input_size": 224}
+        options |= {"steps": start, "seed": seed, "say": say}
+        begin = _start.made(folder / "start", method=method, **options)
+        if MMICT in arms and not _start.has_hub(method):
+            hub = _start.made(folder / "start-mmict", method=_start.HUB, **options)
     warm = [] if model is None and not start else ["warm_start=false"]
     plan = _start.plan_of(method, steps, seed, *warm, *(change or []))
     result = study.fewshot(
-        few, begin, out=folder, recipe=plan, sizes=sizes, folds=folds, arms=arms, shown=neighbours,
+        few, begin, hub=hub, out=folder, recipe=plan, sizes=sizes, folds=folds, arms=arms, shown=neighbours,
         seed=seed, say=say,
     )  # fmt: skip
     out.print(result.table)

@@ -42,7 +42,7 @@ class Candidates:
     query: Floats | None = None
     """The query's unit vector [d]."""
     hardness: Floats | None = None
-    """[c], such as each one's loss under the model; the higher, the harder."""
+    """[c], such as each one's loss under the model; the higher, the harder; NaN = not known yet."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,13 +80,15 @@ def diverse(candidates: Candidates, k: int, balance: float = BALANCE) -> list[in
 
 
 def hard(candidates: Candidates, k: int) -> list[int]:
-    """The k hardest, the hardest first.
+    """The k hardest, the hardest first; random as long as one of them has no hardness (NaN).
 
     Raises:
         InputError: nobody said how hard they are.
     """
     if candidates.hardness is None:
         raise InputError("the sampler 'hard' without hardness", expected="one number a sample, such as its loss")
+    if np.isnan(candidates.hardness).any():
+        return random(candidates, k)
     return _ints(np.argsort(-candidates.hardness, kind="stable")[:k])
 
 
@@ -246,16 +248,20 @@ def shown(query: Sample, demos: Sequence[Sample], form: str, codec: BoxCodec | N
 
 
 def plain(messages: Sequence[Message]) -> Sequence[Message]:
-    """Messages for a model without a hub: of a demonstration its picture and behind it its text, a line."""
+    """Messages for a model without a hub: of a demonstration its picture and behind it its text, a line. The question
+    that its message asks anyway is left out there: a demo bank, too, shows labels alone."""
     if not any(isinstance(p, DemoPart) for m in messages for p in m.parts):
         return messages
 
-    def parts_of(part: Part) -> tuple[Part, ...]:
+    def parts_of(part: Part, asked: str) -> tuple[Part, ...]:
         if not isinstance(part, DemoPart):
             return (part,)
-        return ImagePart(part.source), TextPart(f"{part.text}\n")
+        return ImagePart(part.source), TextPart(part.text.removeprefix(f"{asked}\n") + "\n")
 
-    return [replace(m, parts=tuple(p for part in m.parts for p in parts_of(part))) for m in messages]
+    return [
+        replace(m, parts=tuple(p for part in m.parts for p in parts_of(part, message_text(m).strip())))
+        for m in messages
+    ]
 
 
 def in_front(messages: Sequence[Message], parts: Sequence[Part]) -> tuple[Message, ...]:

@@ -76,6 +76,11 @@ class Mixture:
 
         A batch of one kind whose first sample is drawn freely leaves every source its share.
         """
+        name, number, epoch = self.take(like)
+        return name, self.given(name, number, epoch)
+
+    def take(self, like: str | None = None) -> tuple[str, int, int]:
+        """As `draw`: the source's name, the number of its sample, and how often the source has been gone through."""
         rng = random.Random(f"{self.seed}/draw/{self._draws}")
         names = [n for n in self.weights if like is None or self.kinds.get(n) == self.kinds.get(like)]
         name = rng.choices(names, [self.weights[n] for n in names])[0]
@@ -83,8 +88,11 @@ class Mixture:
         epoch, at = divmod(self._taken[pool], len(of))
         self._draws += 1
         self._taken[pool] += 1
-        number = self._order(pool, of, epoch)[at]
-        return name, self.drawn[name](number, epoch) if name in self.drawn else self.sources[name][number]
+        return name, self._order(pool, of, epoch)[at], epoch
+
+    def given(self, name: str, number: int, epoch: int) -> Sample:
+        """What is given for a source's sample when the source has been gone through so often."""
+        return self.drawn[name](number, epoch) if name in self.drawn else self.sources[name][number]
 
     @property
     def epochs(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ A row of a cell says whether the arm was `right` about a picture, and the bare L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,8 @@ from tsugiki.types import Score
 VERSION = 1
 RIVALS = ("fine-tuning", "probe")
 """Every other arm is compared with these, picture by picture."""
+OWN_RIVALS: Mapping[str, Sequence[str]] = {"mmict": ("plain in context",)}
+"""Arms that are compared with further ones."""
 
 
 def scores_of(cells: Sequence[Cell]) -> list[Score]:
@@ -37,7 +39,7 @@ def scores_of(cells: Sequence[Cell]) -> list[Score]:
             scores.append(replace(found, note=_note(own)))
             scores += [
                 tasks.difference(task, f"{arm} minus {rival}", right, _right(arms[rival]), groups=pictures_of(rows))
-                for rival in RIVALS
+                for rival in (*RIVALS, *OWN_RIVALS.get(arm, ()))
                 if rival in arms and rival != arm
             ]
     return scores

@@ -1,7 +1,8 @@
 """What is compared with few labels: each arm answers the same test pictures from the same few labelled ones.
 
 An arm is a function of a `Draw`; its name in `ARMS` is that of tables and files. One that trains begins from a fresh
-`draw.start()`; one that does not asks `draw.model`, which no arm changes.
+`draw.start()`; one that does not asks `draw.model`, which no arm changes. Tuning in context is one function: what makes
+it MMICT or plain is whether the model has a hub.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,19 @@ import numpy as np
 from torch import Tensor
 
 from tsugiki.data.demos import Groups, in_front
+from tsugiki.errors import UnsupportedError
 from tsugiki.evals import yardsticks
 from tsugiki.evals.options import OptionScorer
 from tsugiki.evals.task import Settings, short_answer
 from tsugiki.studies import _divide
 from tsugiki.studies import bank as banks
 from tsugiki.studies._draws import TASK
-from tsugiki.studies.neighbours import BankDemos, Form, Recent, pooled
+from tsugiki.studies.neighbours import BankDemos, Form, Recent, form_of, labelled, pooled
 from tsugiki.training.recipe import Recipe
 from tsugiki.training.trainer import train
-from tsugiki.types import ImagePart, ImageSource, Part, Sample, TextPart
+from tsugiki.types import ImageSource, Sample
+
+PLAIN, MMICT = "plain in context", "mmict"
 
 Place = Callable[[Sample, Sequence[Sample]], Sample]
 """(question, its demonstrations, the most alike first) -> the question with these in front."""
@@ -113,29 +118,27 @@ def grouped(
     return [*samples, *(replace(place(g.query, g.demos), id=f"{g.query.id} {e}") for e, g in drawn)]
 
 
-def in_context(draw: Draw, place: Place, form: Form = "pictures") -> list[str]:
-    """Trained with demonstrations in front, and asked with the nearest labelled pictures in front.
-
-    Args:
-        place: puts demonstrations in front of a question that is learned from.
-        form: of those that the bank puts in front of a test picture.
-    """
+def in_context(draw: Draw) -> list[str]:
+    """Trained with demonstrations in front, and asked with the nearest labelled pictures in front, in the same form:
+    through the model's hub (MMICT), or as pictures and labels (plain tuning in context)."""
     encode = draw.features or Recent(draw.model)
-    learn = grouped(draw.labelled, encode, draw.plan, place, most=draw.shown, seed=draw.seed)
-    return draw.with_bank(draw.trained(learn), form)
+    learn = grouped(draw.labelled, encode, draw.plan, as_shown(draw.model), most=draw.shown, seed=draw.seed)
+    return draw.with_bank(draw.trained(learn))
+
+
+def as_shown(model: Any) -> Place:
+    """Demonstrations as a bank puts them in front of the model's questions."""
+    return partial(_placed, form_of(model))
 
 
 def as_pictures(query: Sample, demos: Sequence[Sample]) -> Sample:
     """Each demonstration as its picture and its label, the first one next to the question."""
-    parts: list[Part] = []
-    for demo in reversed(demos):
-        parts += [ImagePart(demo.images[0]), TextPart(f"{short_answer(demo)}\n")]
-    return replace(query, messages=in_front(query.messages, parts))
+    return _placed(None, query, demos)
 
 
-def plain_in_context(draw: Draw) -> list[str]:
-    """Plain tuning in context: demonstrations are pictures and labels."""
-    return in_context(draw, as_pictures)
+def _placed(form: str | None, query: Sample, demos: Sequence[Sample]) -> Sample:
+    shown = [(demo.images[0], short_answer(demo)) for demo in demos]
+    return replace(query, messages=in_front(query.messages, labelled(query.messages, shown, form)))
 
 
 def bank(draw: Draw) -> list[str]:
@@ -160,9 +163,39 @@ def k_nn(draw: Draw) -> list[str]:
 
 ARMS: dict[str, Arm] = {
     "fine-tuning": fine_tuning,
-    "plain in context": plain_in_context,
+    PLAIN: in_context,
+    MMICT: in_context,
     "bank": bank,
     "bank in words": bank_in_words,
     "probe": probe,
     "k-NN": k_nn,
 }
+
+
+def able(arms: Sequence[str], *, hub: bool, other: bool, say: Callable[[str], None]) -> list[str]:
+    """Of these arms, those that the given weights allow; says which ones are left out, and why.
+
+    Args:
+        hub: whether the model that all arms begin with has a hub.
+        other: whether there is a second one, with a hub, for `MMICT` alone.
+
+    Raises:
+        UnsupportedError: none is left.
+    """
+    reasons = {}
+    if hub:
+        reasons[PLAIN] = "the graft has a hub, through which demonstrations go"
+    elif not other:
+        reasons[MMICT] = "the graft has no hub"
+    left = [arm for arm in dict.fromkeys(arms) if arm not in reasons]
+    for arm, why in reasons.items():
+        if arm in arms and left:
+            say(f"The arm {arm!r} is left out: {why}.")
+    if not left:
+        raise UnsupportedError(
+            f"the arm {' and '.join(map(repr, dict.fromkeys(arms)))}: {next(iter(reasons.values()))}",
+            expected=f"other arms ({', '.join(a for a in ARMS if a not in reasons)}), or another graft",
+            fix="Leave the arms out to run all that can be; or begin with no graft, and both are made.",
+            where="arms",
+        )
+    return left

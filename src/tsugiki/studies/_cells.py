@@ -54,15 +54,24 @@ class Cells:
     Args:
         content: what the study's figures depend on, JSON values.
         total: how many cells it will have; for the time that is left.
+        later: what only some cells depend on: written by the first call that has them, and the same from then on.
 
     Raises:
         RecipeError: the folder holds a study with other settings; names the first that differs.
     """
 
-    def __init__(self, folder: Path, content: Mapping[str, Any], total: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        content: Mapping[str, Any],
+        total: int,
+        say: Callable[[str], None],
+        later: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.total, self.say = folder, total, say
         self.done: list[Cell] = []
-        _begin(folder / "study.json", json.loads(json.dumps(content, ensure_ascii=False)))
+        own, added = json.loads(json.dumps([content, later or {}], ensure_ascii=False))
+        _begin(folder / "study.json", own, added)
 
     def __call__(self, name: str, make: Callable[[Path], Cell], **about: Any) -> Cell:
         """The cell of that name; where it is not there, `make` makes it, given a folder for its training."""
@@ -77,12 +86,10 @@ class Cells:
         return self.done[-1]
 
 
-def _begin(file: Path, content: Mapping[str, Any]) -> None:
-    if not file.is_file():
-        atomic_write(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        return
-    known = json.loads(file.read_text(encoding="utf-8"))
-    for key, value in content.items():
+def _begin(file: Path, content: Mapping[str, Any], later: Mapping[str, Any]) -> None:
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else content
+    asked = {**content, **{key: value for key, value in later.items() if key in known}}
+    for key, value in asked.items():
         if known.get(key) != value:
             raise RecipeError(
                 f"{key} is {value!r}, but the study in this folder was started with {known.get(key)!r}",
@@ -90,6 +97,8 @@ def _begin(file: Path, content: Mapping[str, Any]) -> None:
                 fix="Change it back, or choose another folder.",
                 where=str(file.parent),
             )
+    if not file.is_file() or later.keys() - known.keys():
+        atomic_write(file, json.dumps({**known, **later}, indent=1, ensure_ascii=False) + "\n")
 
 
 def rows_of(model: Any, samples: Sequence[Sample], only: Sequence[str] = TASKS, **settings: Any) -> list[Row]:

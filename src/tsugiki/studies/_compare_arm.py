@@ -72,6 +72,8 @@ def key(plan: Plan, name: str, seed: int) -> str:
     files: dict[Any, Path] = {("train",): plan.data.train, **plan.data.ask}
     if plan.data.text is not None and arm.replay:
         files["text",] = plan.data.text
+    if plan.data.iit is not None:
+        files["iit",] = plan.data.iit
     content = {
         "version": VERSION,
         "arm": arm.model_dump(mode="json"),
@@ -98,7 +100,8 @@ def run(
     """
     arm, learn = plan.arm(place.name), schema.load(plan.data.train)
     asked = {name: schema.load(path) for name, path in plan.data.ask.items()}
-    everything = [*learn, *(s for samples in asked.values() for s in samples)]
+    turns = [] if plan.data.iit is None else schema.load(plan.data.iit)
+    everything = [*learn, *turns, *(s for samples in asked.values() for s in samples)]
     torch.manual_seed(place.seed)
     if arm.mix_of:
         model, facts = _mixed(plan, place, arm)
@@ -111,6 +114,7 @@ def run(
     proof = proofs.verify(model, answers=plan.asked.answers, seed=place.seed, out=place.run / "proof.json")
     say(proofs.describe(proof))
     results = list(_asked(plan, model, asked, learn, features, say))
+    conversations, changed = _interleaved(model, turns, features, place.seed, say)
     found = {
         "version": VERSION,
         "key": key(plan, place.name, place.seed),
@@ -127,6 +131,7 @@ def run(
         },
         "items": {name: items for name, items, _, _ in results},
         "scores": [record for _, _, scores, _ in results for record in scores],
+        "iit": {"items": conversations, "scores": changed},
         "shown": [shown for *_, answers in results for shown in answers],
         "text": _read(plan, model, proof.holds, say),
         "speed": _compare_speed.speed(model, everything[-1], place.seed) if plan.asked.speed else {},
@@ -153,8 +158,8 @@ def _share(
 ) -> None:
     """The shared stage's front-end into the model; trained where no arm with such a front-end has done it."""
     content = {"base": model.base_identity.get("tensors_sha256"), "frontend": model.frontend.config.to_dict(),
-               "shared": plan.shared.model_dump(), "batch": plan.budget.batch_size, "seed": place.seed,
-               "data": sha256_file(plan.data.train)}  # fmt: skip
+               "shared": plan.shared.model_dump(), "budget": plan.budget.model_dump(exclude={"steps"}),
+               "seed": place.seed, "data": sha256_file(plan.data.train)}  # fmt: skip
     folder = place.out / "shared" / hash_json(content)[:16]
     if not (folder / FRONTEND).is_file():
         say(f"{place.stem}: shared stage of this front-end, seed {place.seed}")
@@ -177,7 +182,7 @@ def _learn_to_see(
         "scheduler": "constant",
     }  # fmt: skip
     features = encode(first, learn, say) if features is None else features
-    fields = {"seed": seed, "stages": [stage]}
+    fields = {"seed": seed, "precision": plan.budget.precision, "stages": [stage]}
     train(first, fields, folder.with_suffix(".run"), data={"train": learn}, features=features, progress=False)
     with atomic_folder(folder) as new:
         save_file({k: v.contiguous() for k, v in first.frontend.trainable_state().items()}, new / FRONTEND)
@@ -198,7 +203,8 @@ def _trained(
         "steps": plan.budget.steps, "scheduler": "constant_decay", "decay": 0.3, **arm.stage,
     }  # fmt: skip
     say(f"{place.stem}: {plan.budget.steps} steps of {plan.budget.batch_size}, {rates}")
-    fields, loaded = {"seed": place.seed, "stages": [stage]}, _compare_speed.peak()
+    fields = {"seed": place.seed, "precision": plan.budget.precision, "stages": [stage]}
+    loaded = _compare_speed.peak()
     done = train(model, fields, place.run, data=given, features=features, progress=False)
     if alone and not done.resumed:
         atomic_write(place.run / PEAK, json.dumps(_compare_speed.peak() - loaded))
@@ -254,6 +260,23 @@ def _asked(
             named = [{**record, "data": data} for record in records(done.scores)]
             root = plan.data.ask[data].parent
             yield title, items, named, [_shown(title, a, root) for a in done.answers[: wanted.shown]]
+
+
+def _interleaved(
+    model: Any, turns: list[Sample], features: Any, seed: int, say: Say
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Which last turns of interleaved conversations are right, and the scores; a kind is that of the turns."""
+    if not turns:
+        return {}, []
+    done = tasks.measure(model, "iit", turns, features=features, batch_size=8, seed=seed)["iit"]
+    say(f"iit: {len(done.answers)} answers in {done.seconds:.0f} s")
+    about = [(a.sample.meta["turns"], a.sample.meta["item"], a.sample.images[-1:]) for a in done.answers]
+    return {
+        "ids": [item for _, item, _ in about],
+        "pictures": _numbered([source_key(seen[0]) if kind.endswith("V") else item for kind, item, seen in about]),
+        "kinds": [kind for kind, _, _ in about],
+        "right": [int(a.correct) for a in done.answers],
+    }, records(done.scores)
 
 
 def _numbered(values: Sequence[Hashable]) -> list[int]:

@@ -88,6 +88,29 @@ def vision(runs: Sequence[Mapping[str, Any]], column: str = "") -> Mean | None:
     return Mean(value=interval, seeds=tuple(float(np.mean([item.right for item in items])) for items in values))
 
 
+def interleaved(runs: Sequence[Mapping[str, Any]], kind: str, minus: str = "") -> Mean | None:
+    """Share of right last turns of one kind of IIT conversations, or what it has more than another kind on the same
+    last items; None where they were not asked."""
+    pairs: list[list[tuple[str, int, int]]] = []
+    for run in runs:
+        items = run["iit"]["items"] or {"ids": (), "pictures": (), "kinds": (), "right": ()}
+        rows = list(zip(items["kinds"], items["ids"], items["pictures"], items["right"], strict=True))
+        other = {name: right for turns, name, _, right in rows if turns == minus}
+        pairs.append(
+            [
+                (f"{picture}", right, other.get(name, 0))
+                for turns, name, picture, right in rows
+                if turns == kind and (name in other or not minus)
+            ]
+        )
+    every = [row for rows in pairs for row in rows]
+    if not every:
+        return None
+    groups, own, rest = (list(column) for column in zip(*every, strict=True))
+    value = stats.paired(own, rest, groups=groups) if minus else stats.mean(own, groups=groups)
+    return Mean(value=value, seeds=tuple(float(np.mean([a - b for _, a, b in rows])) for rows in pairs if rows))
+
+
 def text(runs: Sequence[Mapping[str, Any]], *, after: bool = False) -> Mean | None:
     """What the text lost: loss minus the base's, nats a token, mean over seeds; None where it was not read.
 

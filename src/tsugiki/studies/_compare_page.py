@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from tsugiki.studies.compare import Compared
 
 Run = Mapping[str, Any]
+IIT = {"T": ("T",), "VT - T": ("VT", "T"), "V": ("V",), "TTV - V": ("TTV", "V")}
+"""Column -> kind of interleaved conversation, or two of them on the same last questions."""
 NOTES = (
     "All arms of a seed begin with the same front-end and get the same samples in the same order and as many steps.",
     "Intervals: 95 %, bootstrap of pictures, all questions and seeds of one together; behind them the seeds' values.",
     "Text: loss minus the base's on the same held-out articles, nats a token; 0 where the proof holds. After a picture:"
     " the same articles behind an unrelated picture.",
+    "IIT: last questions of conversations, T in words, V about a picture. VT - T is what a picture before a question in"
+    " words costs, which exactness does not cover; TTV - V what text before a question about a picture does.",
     "First token, token: median ratio to the bare LLM with as many tokens of text, in interleaved pairs; seeds' mean.",
     "Memory: peak of the training minus what the loaded model takes; only where each arm has a process of its own.",
 )
@@ -50,6 +54,10 @@ def _row(result: Compared, name: str, runs: Sequence[Run], columns: Sequence[str
         **{column: _said(figures.vision(runs, column)) for column in columns},
         "text": _said(text, sign=True),
         "text after a picture": _said(after, sign=True),
+        **{
+            f"IIT {title}": _said(figures.interleaved(runs, *kinds), sign=len(kinds) > 1)
+            for title, kinds in IIT.items()
+        },
         "proof": _proof(runs),
         "trained": f"{_mean(runs, 'trainable') / 1e6:.2f} M",
         "stored": f"{_mean(runs, 'stored_mb'):.1f} MB",
@@ -188,7 +196,8 @@ def facts(result: Compared) -> dict[str, str]:
         "base": plan.base,
         "front-end": plan.vision if isinstance(plan.vision, str) else str(plan.vision),
         "shared stage": f"{plan.shared.steps} steps of {plan.budget.batch_size}, rate {plan.shared.rate:g}",
-        "each arm": f"{plan.budget.steps} steps of {plan.budget.batch_size}",
+        "each arm": f"{plan.budget.steps} steps of {plan.budget.batch_size}"
+        + (" in bf16" if plan.budget.precision == "bf16" else ""),
         "seeds": ", ".join(map(str, plan.seeds)),
         "items": ", ".join(f"{title} {len(items['ids'])}" for title, items in first["items"].items()),
         "versions": ", ".join(f"{k} {about[k]}" for k in ("tsugiki", "torch", "transformers", "python") if k in about),

@@ -40,6 +40,8 @@ class Data(_Strict):
     """Name -> held-out samples; a name stands before their scores, so that pictures of two kinds are scored apart."""
     text: Path | None = None
     """Text for the arms with `replay`; a sample of an assistant message alone is a document."""
+    iit: Path | None = None
+    """Conversations of `tsugiki synth iit`, whose last turns every arm is asked."""
 
 
 class Shared(_Strict):
@@ -57,6 +59,8 @@ class Budget(_Strict):
 
     steps: int = Field(default=100, gt=0)
     batch_size: int = Field(default=16, gt=0)
+    precision: Literal["model", "bf16"] = "model"
+    """Of the shared stage and of the arms' trainings, as in a recipe."""
 
 
 class Arm(_Strict):
@@ -240,7 +244,8 @@ def load(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
         if suite not in SUITES:
             raise UnknownNameError("retention suite", suite, SUITES, where=f"{where}: asked.retention")
     data = _anchored(plan.data, folder)
-    for file in (data.train, *data.ask.values(), *([data.text] if data.text is not None else [])):
+    given = [path for path in (data.text, data.iit) if path is not None]
+    for file in (data.train, *data.ask.values(), *given):
         if not file.is_file():
             raise RecipeError("there is no such file", expected="JSONL", where=f"{where}: data: {file}")
     _check_asked(plan, data, where)
@@ -272,4 +277,5 @@ def _anchored(data: Data, folder: Path) -> Data:
     """Paths relative to the plan's file."""
     folder = folder.resolve()
     ask = {name: folder / path for name, path in data.ask.items()}
-    return Data(train=folder / data.train, ask=ask, text=None if data.text is None else folder / data.text)
+    text, iit = (None if path is None else folder / path for path in (data.text, data.iit))
+    return Data(train=folder / data.train, ask=ask, text=text, iit=iit)

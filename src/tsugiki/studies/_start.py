@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from tsugiki import build, store
-from tsugiki.errors import InputError, UnsupportedError
+from tsugiki.errors import InputError
 from tsugiki.studies import _draws
-from tsugiki.studies._arms import as_pictures, grouped
+from tsugiki.studies._arms import as_shown, grouped
 from tsugiki.studies._build import VISION, build_model, load_graft
 from tsugiki.studies._training import encode
 from tsugiki.studies.neighbours import Recent
@@ -25,19 +25,40 @@ from tsugiki.training.trainer import train
 
 PICTURES = 900
 """Scenes that the start learns from."""
+EQUAL = ("steps", "minutes", "batch_size", "gradient_accumulation")
+"""What two trainings that are compared have in common."""
+
+HUB = "mmict"
+"""The method of the arm of that name."""
 
 Say = Callable[[str], None]
 
 
 def plan_of(method: str, steps: int, seed: int, *overrides: str) -> Recipe:
-    """The method's own recipe, with batches of 8 that a CPU can pay for.
+    """The method's own recipe, with batches of 8 that a CPU can pay for, and without demonstrations of its own: the
+    samples come with theirs."""
+    plan = recipes.load(build.preset(method).recipe, [f"seed={seed}", f"steps={steps}", "batch_size=8", *overrides])
+    return undrawn(plan)
 
-    Raises:
-        UnsupportedError: the method has a hub.
-    """
-    if build.preset(method).options.get("projector") == "hub":
-        refuse_hub(method)
-    return recipes.load(build.preset(method).recipe, [f"seed={seed}", f"steps={steps}", "batch_size=8", *overrides])
+
+def undrawn(plan: Recipe) -> Recipe:
+    """The recipe whose sources draw no demonstrations."""
+    stages = []
+    for stage in plan.stages:
+        data = {name: source.model_copy(update={"demos": None}) for name, source in stage.data.items()}
+        stages.append(stage.model_copy(update={"data": data}))
+    return plan.model_copy(update={"stages": tuple(stages)})
+
+
+def alike(plan: Recipe, other: Recipe) -> Recipe:
+    """The recipe with as many steps, of as many samples, in the order of another one; a warm start only where that has
+    one, too."""
+    stage, (like, *_) = plan.stages[0], other.stages
+    shared: dict[str, Any] = {name: getattr(like, name) for name in EQUAL}
+    if like.warm_start is None:
+        shared["warm_start"] = None
+    same = {"seed": other.seed, "precision": other.precision}
+    return undrawn(plan.model_copy(update={**same, "stages": (stage.model_copy(update=shared),)}))
 
 
 def saved(graft: str | Path, base: Any = None) -> Callable[[], Any]:
@@ -46,25 +67,17 @@ def saved(graft: str | Path, base: Any = None) -> Callable[[], Any]:
 
 
 def method_of(graft: str | Path) -> str:
-    """The graft that a saved one ends with: its recipe is the one to go on with.
-
-    Raises:
-        UnsupportedError: its front-end has a hub.
-    """
+    """The method whose recipe a saved graft goes on with: the last one on the LLM, or the front-end's hub where there
+    is no other than the projector."""
     settings = store.settings_of(graft)
-    if (settings.get("frontend") or {}).get("projector") == "hub":
-        refuse_hub(str(graft))
-    return str(settings["grafts"][-1]["name"])
+    last = str(settings["grafts"][-1]["name"])
+    hub = (settings.get("frontend") or {}).get("projector") == "hub"
+    return HUB if hub and last == "projector" else last
 
 
-def refuse_hub(name: str) -> None:
-    """Raises UnsupportedError: here demonstrations are pictures and labels, and a hub is asked with its own form."""
-    raise UnsupportedError(
-        f"few labels with a hub ({name})",
-        expected="a method or a graft without one",
-        fix="Train with `demos:` in a recipe's source, and compare by `tsugiki eval --bank`.",
-        where="fewshot",
-    )
+def has_hub(method: str) -> bool:
+    """Whether a method's front-end has one."""
+    return build.preset(method).options.get("projector") == "hub"
 
 
 def made(
@@ -108,6 +121,6 @@ def made(
     features = encode(model, samples, say)
     if shown:
         look = features or Recent(model)
-        samples = grouped(samples, look, plan, as_pictures, most=shown, seed=seed)
+        samples = grouped(samples, look, plan, as_shown(model), most=shown, seed=seed)
     train(model, plan, folder / "run", data=samples, features=features)
     return saved(graft, base)

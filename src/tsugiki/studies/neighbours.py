@@ -119,8 +119,7 @@ class BankDemos:
             )
         self.k, self.form, self.apart = k, form, apart
         self.features = features if features is not None else Recent(model) if model.frontend.tower.frozen else None
-        hub = model.frontend.hub is not None
-        self._through: str | None = model.frontend.config.hub_settings().demos if hub else None
+        self._through = form_of(model)
         self._encode = self.features if self.features is not None else Recent(model)
         self._told = False
 
@@ -209,15 +208,30 @@ class BankDemos:
             begin, between, end = _SAID[language(asked)]
             said = between.join(f"{n.entry.label} ({1 - n.distance:.2f})" for n in neighbours)
             return [TextPart(begin + said + end)]
-        parts: list[Part] = []
-        for n in reversed(neighbours):
-            if (path := self.bank.picture(n.entry)) is None:
-                continue
-            if self._through is None:
-                parts += [ImagePart(path), TextPart(f"{n.entry.label}\n")]
-            else:  # as in training: all that is said of it, which is no text of the message that asks
-                parts.append(DemoPart(path, f"{_question(messages)}\n{n.entry.label}".strip(), self._through))
-        return parts
+        shown = [(p, n.entry.label) for n in neighbours if (p := self.bank.picture(n.entry)) is not None]
+        return labelled(messages, shown, self._through)
+
+
+def labelled(messages: Sequence[Message], shown: Sequence[tuple[ImageSource, str]], form: str | None) -> list[Part]:
+    """Pictures and their labels as they stand in front of a question, the first one next to it.
+
+    Args:
+        messages: with the question, which is asked about each of these pictures, too.
+        shown: picture and label, nearest first.
+        form: how a hub hands them to the LLM, one of `DEMO_FORMS`; None = as pictures and text, for a model without.
+    """
+    parts: list[Part] = []
+    for source, label in reversed(shown):
+        if form is None:
+            parts += [ImagePart(source), TextPart(f"{label}\n")]
+        else:  # all that is said of it, which is no text of the message that asks
+            parts.append(DemoPart(source, f"{_question(messages)}\n{label}".strip(), form))
+    return parts
+
+
+def form_of(model: Any) -> str | None:
+    """The `form` of `labelled` that the model reads: of its hub's settings, None without a hub."""
+    return None if model.frontend.hub is None else model.frontend.config.hub_settings().demos
 
 
 class Recent:

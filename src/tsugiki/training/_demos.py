@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from tsugiki.data.splits import THRESHOLD
 
@@ -17,8 +17,9 @@ class Demos(BaseModel):
 
     most: int = Field(ge=0)
     """N_max; 0 is training without any."""
-    sampler: Literal["random", "nearest", "diverse", "balanced"] = "random"
-    """Which ones: `random`; the `nearest` to the sample's picture by the tower's features, or near and `diverse`; or
+    sampler: Literal["random", "nearest", "diverse", "hard", "balanced"] = "random"
+    """Which ones: `random`; the `nearest` to the sample's picture by the tower's features, or near and `diverse`; the
+    `hard` ones, whose own answers had the highest loss when they were trained on last, random until each has been; or
     `balanced`, as many of each answer."""
     form: Literal["visual_guided_text", "textual_guided_visual", "uni_modal", "both"] | None = None
     """How a hub hands them to the LLM. None = as the hub's settings say. Without a hub they are pictures and their
@@ -26,13 +27,3 @@ class Demos(BaseModel):
     near: Annotated[int, Field(ge=0, le=64)] | None = THRESHOLD
     """Bits of 64 in which hashes of pictures may differ that count as one. None = equal pixels only, as pictures of one
     fixed camera need."""
-
-    @field_validator("sampler", mode="before")
-    @classmethod
-    def _no_losses(cls, value: Any) -> Any:
-        if value == "hard":
-            raise ValueError(
-                "sampler: hard needs the model's loss of every sample, which a stage does not know; use random,"
-                " nearest, diverse or balanced"
-            )
-        return value

@@ -102,6 +102,7 @@ def stream(
         variants=stage.variants if features is not None else 0,
         share=here.share,
         stand_in=blank(model, features) if here.several else None,
+        hardness=groups.hardness(drawn),
     )
 
 

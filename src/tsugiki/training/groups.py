@@ -17,6 +17,7 @@ from tsugiki.data.demos import Groups, shown
 from tsugiki.errors import RecipeError
 from tsugiki.training import parts
 from tsugiki.training._demos import Demos
+from tsugiki.training.hardness import Hardness
 from tsugiki.training.recipe import Stage
 from tsugiki.types import Sample
 
@@ -83,7 +84,7 @@ def check(model: Any, stage: Stage, samples: Mapping[str, Sequence[Sample]], *, 
         if source.demos.sampler in LOOKING and not parts.frozen_tower(model):
             raise RecipeError(
                 f"the sampler {source.demos.sampler!r} beside a tower that trains: what is near changes with it",
-                expected="a frozen tower, or the sampler random or balanced",
+                expected="a frozen tower, or the sampler random, hard or balanced",
                 fix="Use one of these.",
                 where=f"{here}.sampler",
             )
@@ -125,6 +126,12 @@ def drawn(
     }
 
 
+def hardness(drawn: Mapping[str, Draws]) -> Hardness | None:
+    """What the samplers `hard` among these go by; None where there is none."""
+    seen = {name: d.groups.hardness for name, d in drawn.items() if d.groups.hardness is not None}
+    return Hardness(seen) if seen else None
+
+
 def form_of(model: Any, demos: Demos) -> str:
     """How demonstrations reach the LLM, one of `DEMO_FORMS`."""
     if model.frontend.hub is None:
@@ -136,6 +143,8 @@ def _groups(samples: Sequence[Sample], demos: Demos, features: FeatureCache | No
     looks = demos.most > 0 and demos.sampler in LOOKING
     vectors = _pooled(samples, features) if looks and features is not None else None
     options: dict[str, Any] = {"sampler": demos.sampler, "near": demos.near, "vectors": vectors, "seed": seed}
+    if demos.sampler == "hard":
+        options["hardness"] = np.full(len(samples), np.nan, np.float32)  # filled in while the stage trains
     return Groups(samples=samples, most=demos.most, **options)
 
 

@@ -214,7 +214,8 @@ class Recipe(_Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the order of the samples and of everything random."""
     precision: Literal["model", "bf16"] = "model"
-    """`model`: as the weights are; `bf16`: autocast (pays on a GPU; on most CPUs it is slower)."""
+    """`model`: as the weights are; `bf16`: autocast, which pays on a GPU and on a CPU that multiplies bf16 (AMX); on
+    others it is slower."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes (torchrun, accelerate launch) share the work: `ddp`, each holds the whole model; `fsdp`,
     each holds a piece (FSDP2): for an LLM that is too large. A batch is divided among them. Alone, of no meaning."""

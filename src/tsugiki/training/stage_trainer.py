@@ -25,7 +25,7 @@ class StageTrainer(Trainer):
 
     def __init__(self, model: Any, args: TrainingArguments, work: Work) -> None:
         self.work, self.stage, self.clock = work, work.recipe.stages[work.index], Clock()
-        self.here = work.processes
+        self.here, self.hardness = work.processes, work.stream.hardness
         self.loss_function = losses.get(self.stage.loss, where=f"stages.{work.index}.loss")
         self.seconds = 0.0  # of the clock at the last step
         self.prefix: SharedPrefix | None = None
@@ -97,6 +97,8 @@ class StageTrainer(Trainer):
             if self.prefix is not None:
                 inputs = self.prefix(inputs)
             loss = self.loss_function(model, inputs, num_items_in_batch)
+        if self.hardness is not None:
+            self.hardness.learn(self.here)
         if self.here.several:  # gradients are averaged over the processes, and the items are those of all of them
             loss = loss * self.here.world
         return (loss, {}) if return_outputs else loss
@@ -206,7 +208,8 @@ class StageTrainer(Trainer):
                 return
         if self.stage.steps != 0:
             try:
-                self.train()
+                with nullcontext() if self.hardness is None else self.hardness.listening(self.model):
+                    self.train()
             finally:
                 self.bare_model()
 

@@ -13,10 +13,13 @@ from torch.utils.data import IterableDataset
 from tsugiki.data.collate import Collator, Item
 from tsugiki.data.mixture import Mixture, length_groups
 from tsugiki.data.packing import Pack
+from tsugiki.training.hardness import Hardness, Row
 from tsugiki.types import DemoPart, Sample
 
 GROUP = 16
 """Batches among which samples are sorted by length."""
+
+_Drawn = tuple[Row, Sample]
 
 
 class Encoder:
@@ -85,6 +88,7 @@ class Stream(IterableDataset[Any]):
         homogeneous: a batch's samples are of sources of one of the mixture's kinds.
         share: which rows of each batch to give, where several processes divide it; None = all.
         stand_in: for a share without a picture of a batch that has one: all processes have to run the same modules.
+        hardness: what the mixture draws demonstrations by: it is told when to show what, and of which rows a batch is.
     """
 
     def __init__(
@@ -99,14 +103,15 @@ class Stream(IterableDataset[Any]):
         homogeneous: bool = False,
         share: slice | None = None,
         stand_in: Mapping[str, Tensor] | None = None,
+        hardness: Hardness | None = None,
     ) -> None:
         self.mixture, self.batch_size, self.collate, self.length, self.seed = mixture, batch_size, collate, length, seed
         self.variants, self.share, self.stand_in = variants, share, stand_in
-        self.homogeneous = homogeneous
+        self.homogeneous, self.hardness = homogeneous, hardness
         self._groups = 0  # drawn so far
         self._taken = 0  # batches taken of the present one
         self._before: dict[str, Any] = mixture.state_dict()  # the mixture before the present group was drawn
-        self._batches: list[list[Sample]] = []
+        self._batches: list[list[_Drawn]] = []
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -114,19 +119,24 @@ class Stream(IterableDataset[Any]):
                 self._draw()
             batch = self._batches[self._taken]
             self._taken += 1
-            rows = batch if self.share is None else batch[self.share]
+            own = batch if self.share is None else batch[self.share]
+            rows = [sample for _, sample in own]
+            if self.hardness is not None:
+                self.hardness.expect([row for row, _ in own])
             options: dict[str, Any] = {}
             if self.variants:  # by the batch's number, so that a continued run takes the same ones
                 options["variant"] = (self._groups * GROUP + self._taken) % (1 + self.variants)
-            if any(s.images for s in batch) and not any(s.images for s in rows):
+            if any(s.images for _, s in batch) and not any(s.images for s in rows):
                 options["stand_in"] = self.stand_in
             yield self.collate(rows, **options)
 
     def _draw(self) -> None:
         self._before = self.mixture.state_dict()
+        if self.hardness is not None:
+            self.hardness.show()
         drawn = [self._batch() for _ in range(GROUP if self.length else 1)]
         if self.length:
-            together: dict[str, list[Sample]] = {}
+            together: dict[str, list[_Drawn]] = {}
             for kind, batch in drawn:
                 together.setdefault(kind, []).extend(batch)
             drawn = self._by_length(together, self.length)
@@ -134,20 +144,25 @@ class Stream(IterableDataset[Any]):
         self._groups += 1
         self._taken = 0
 
-    def _batch(self) -> tuple[str, list[Sample]]:
+    def _batch(self) -> tuple[str, list[_Drawn]]:
         """Samples of one batch, and their kind where batches have one."""
-        name, first = self.mixture.draw()
+        first = self._next()
+        name = first[0][0]
         like = name if self.homogeneous else None
-        rest = [self.mixture.draw(like)[1] for _ in range(self.batch_size - 1)]
+        rest = [self._next(like) for _ in range(self.batch_size - 1)]
         return self.mixture.kinds.get(name, "") if self.homogeneous else "", [first, *rest]
 
+    def _next(self, like: str | None = None) -> _Drawn:
+        name, number, epoch = self.mixture.take(like)
+        return (name, number), self.mixture.given(name, number, epoch)
+
     def _by_length(
-        self, together: Mapping[str, list[Sample]], length: Callable[[Sample], int]
-    ) -> list[tuple[str, list[Sample]]]:
+        self, together: Mapping[str, list[_Drawn]], length: Callable[[Sample], int]
+    ) -> list[tuple[str, list[_Drawn]]]:
         """Batches of like length within each kind, in random order."""
         seed, out = self.seed * 1_000_003 + self._groups, []
         for kind, samples in together.items():
-            groups = length_groups([length(s) for s in samples], self.batch_size, seed=seed, window=GROUP)
+            groups = length_groups([length(s) for _, s in samples], self.batch_size, seed=seed, window=GROUP)
             out += [(kind, [samples[i] for i in group]) for group in groups]
         if len(together) > 1:
             random.Random(f"{seed}/kinds").shuffle(out)
@@ -155,7 +170,8 @@ class Stream(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"mixture": self._before, "groups": self._groups, "taken": self._taken}
+        state = {"mixture": self._before, "groups": self._groups, "taken": self._taken}
+        return state if self.hardness is None else {**state, "hardness": self.hardness.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the last batch that was taken when `state` was made."""
@@ -164,5 +180,9 @@ class Stream(IterableDataset[Any]):
         if self._groups < 0:
             self._groups = 0
             return
+        if self.hardness is not None:  # the present group is drawn again by what was known then
+            self.hardness.load(state["hardness"]["seen"])
         self._draw()
+        if self.hardness is not None:
+            self.hardness.load(state["hardness"]["latest"])
         self._taken = state["taken"]

@@ -11,6 +11,7 @@ from tsugiki.data.said import Reader
 from tsugiki.errors import InputError, UnknownNameError
 from tsugiki.vision.hub_projector import HubSettings
 from tsugiki.vision.projector import KINDS, ProjectorConfig
+from tsugiki.vision.query_branch import QueryBranchSettings
 from tsugiki.vision.tower import ENCODE_BATCH
 from tsugiki.vision.views import Views
 
@@ -18,7 +19,7 @@ ALIGN = ("repeat", "bilinear")
 # Fields that came after grafts were first saved.
 _LATER = (
     "towers", "views", "reduce_crops", "raster", "align", "cls_token", "marks", "post_norm", "places", "box_text",
-    "site", "hub",
+    "site", "hub", "query_branch",
 )  # fmt: skip
 
 
@@ -79,6 +80,9 @@ class FrontEndConfig:
     hub: dict[str, Any] = field(default_factory=dict)
     """Settings of the projector `hub`, which reads a picture and what is said of it together: those of
     `hub_projector.HubSettings` and `hub.HubConfig`."""
+    query_branch: dict[str, Any] = field(default_factory=dict)
+    """Settings of a hub whose queries stand before the cells of each view, beside any other projector: those of
+    `query_branch.QueryBranchSettings` and `hub.HubConfig`, such as `{form: light}`; {} = none."""
     hidden: int | None = None
     """Hidden width of the projector; None = twice the LLM's width."""
     factor: int = 2
@@ -129,6 +133,7 @@ class FrontEndConfig:
             self._check_hub()
         else:
             self.projector_config()  # its names are checked here, before anything is loaded
+        self.query_settings()
         self.codec()
         Views(self.views)
         self._check_mix()
@@ -148,8 +153,8 @@ class FrontEndConfig:
                 )  # fmt: skip
         if self.mixed:
             raise InputError(
-                "projector='hub' with several towers or views", expected="one tower with one view",
-                fix="Use another projector, or leave the other towers and views out.", where="front-end",
+                "projector='hub' with several towers, views or a query branch", expected="one tower with one view",
+                fix="Use another projector, and the hub as `query_branch`.", where="front-end",
             )  # fmt: skip
 
     def _check_mix(self) -> None:
@@ -183,7 +188,8 @@ class FrontEndConfig:
     @property
     def mixed(self) -> bool:
         """Whether there is more than the cells of one tower's view of the whole square."""
-        return bool(self.towers) or self.views != "global" or self.cls_token or bool(self.marks)
+        own = self.cls_token or bool(self.marks) or bool(self.query_branch)
+        return bool(self.towers) or self.views != "global" or own
 
     @property
     def marked(self) -> bool:
@@ -210,6 +216,10 @@ class FrontEndConfig:
             UnknownNameError, InputError: as `HubSettings.of`.
         """
         return HubSettings.of(self.hub)
+
+    def query_settings(self) -> QueryBranchSettings | None:
+        """Of the query branch, None where there is none; raises as `hub_settings`."""
+        return QueryBranchSettings.of(self.query_branch) if self.query_branch else None
 
     def reader(self, tokenizer: Any) -> Reader | None:
         """How the words are made that a hub reads, for an LLM's tokenizer; None without a hub.

@@ -19,8 +19,8 @@ from tsugiki.errors import InputError, StoreError
 from tsugiki.types import VisualTokens
 from tsugiki.vision.config import FrontEndConfig, TowerConfig
 from tsugiki.vision.hub_projector import HubProjector, Texts
-from tsugiki.vision.making import config_of, make_hub, make_towers
-from tsugiki.vision.mix import Mix, Source
+from tsugiki.vision.making import config_of, make_hub, make_mix, make_towers
+from tsugiki.vision.mix import Mix
 from tsugiki.vision.packing import Packing, ViewTransform, facts_of
 from tsugiki.vision.places import Places
 from tsugiki.vision.projector import Projector, build_projector
@@ -88,7 +88,7 @@ class FrontEnd(nn.Module):
         config, towers = make_towers(config, objects)
         mix, grid, width = None, towers[0].grid, towers[0].width
         if config.mixed:
-            mix = Mix(config, [Source.of(one) for one in towers], hidden_size)
+            config, mix = make_mix(config, towers, hidden_size, fresh=embedding_rms is not None)
             grid, width = mix.raster, mix.width
         places = None
         projector: Projector | HubProjector
@@ -199,8 +199,8 @@ class FrontEnd(nn.Module):
             return [(self.projector, features)]
         _, parts = self.packing.unpack(features, "vision_features")
         asked = self.mix.asked([part[:, 0] for part in parts])
-        queries = [(q, part) for q, part in zip(self.mix.queries, asked, strict=True) if isinstance(q, Projector)]
-        return [(self.projector, self.cells(features)), *queries]
+        queries: list[Any] = list(self.mix.queries)
+        return [(self.projector, self.cells(features)), *zip(queries, asked, strict=True)]
 
     def forward(
         self, pixel_values: Tensor | None = None, features: Tensor | None = None, texts: Texts | None = None

@@ -122,12 +122,12 @@ class FeedForward(nn.Module):
 class HubLayer(nn.Module):
     """One layer: both kinds attend to both, the queries to the picture, each kind has an FFN of its own."""
 
-    def __init__(self, config: HubConfig, vision_width: int, crosses: bool) -> None:
+    def __init__(self, config: HubConfig, vision_width: int, crosses: bool, text: bool = True) -> None:
         super().__init__()
         self.attention = Attention(config.width, config.width, config.heads, config.eps)
         self.cross = Attention(config.width, vision_width, config.heads, config.eps) if crosses else None
         self.query_ffn = FeedForward(config.width, config.hidden, config.eps)
-        self.text_ffn = FeedForward(config.width, config.hidden, config.eps)
+        self.text_ffn = FeedForward(config.width, config.hidden, config.eps) if text else None
 
     def forward(
         self, queries: Tensor, text: Tensor | None, seen: Tensor, mask: Tensor | None
@@ -138,7 +138,7 @@ class HubLayer(nn.Module):
         queries, rest = both[:, : queries.shape[1]], both[:, queries.shape[1] :]
         if self.cross is not None:
             queries = self.cross(queries, seen)
-        return self.query_ffn(queries), None if text is None else self.text_ffn(rest)
+        return self.query_ffn(queries), None if text is None or self.text_ffn is None else self.text_ffn(rest)
 
 
 class Hub(nn.Module):
@@ -148,26 +148,27 @@ class Hub(nn.Module):
         config: form and sizes.
         vision_width: V.
         out_width: D.
+        text: False leaves out what only texts pass through.
     """
 
-    def __init__(self, config: HubConfig, vision_width: int, out_width: int) -> None:
+    def __init__(self, config: HubConfig, vision_width: int, out_width: int, *, text: bool = True) -> None:
         super().__init__()
         self.config, self.vision_width, self.out_width = config, vision_width, out_width
-        light = config.form == "light"
+        light, published = (config.form == form for form in FORMS)
         # A narrow hub reads a wide tower through one matrix for all layers: a fifth of the weights.
         source = config.width if light else vision_width
         self.vision_norm = nn.LayerNorm(vision_width)
         self.vision_in = nn.Linear(vision_width, config.width) if light else None
         self.queries = nn.Parameter(torch.empty(config.queries, config.width))
-        self.words = None if light else nn.Embedding(config.vocabulary, config.width)
-        self.positions = None if light else nn.Embedding(config.longest, config.width)
-        self.text_in = nn.Linear(out_width, config.width) if light else None
+        self.words = nn.Embedding(config.vocabulary, config.width) if published and text else None
+        self.positions = nn.Embedding(config.longest, config.width) if published and text else None
+        self.text_in = nn.Linear(out_width, config.width) if light and text else None
         self.input_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.layers = nn.ModuleList(
-            HubLayer(config, source, crosses=i % config.cross_every == 0) for i in range(config.layers)
+            HubLayer(config, source, crosses=i % config.cross_every == 0, text=text) for i in range(config.layers)
         )
         self.project = nn.Linear(config.width, out_width)  # shared by both kinds
-        self.gate = nn.Parameter(torch.zeros(1)) if light else None
+        self.gate = nn.Parameter(torch.zeros(1)) if light and text else None
         self._start()
 
     @property

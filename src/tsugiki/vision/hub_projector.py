@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,29 +30,20 @@ from tsugiki.vision.hub import Hub, HubConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubSettings:
-    """What stands under `hub` in a front-end's config: the fields of `HubConfig`, and these."""
+class HubStart:
+    """Sizes of a hub in a front-end, and where its weights come from."""
 
-    demos: str = DEMO_FORMS[0]
-    """How a demonstration reaches the LLM where nothing else is asked for, one of `DEMO_FORMS`."""
-    guided: bool = True
-    """Whether a question guides the tokens of its picture; False = they are uni-modal."""
     weights: str = ""
     """BLIP-2 or InstructBLIP, a hub id or a folder: the Q-Former that a published hub starts from, sizes included."""
-    words: str = "google-bert/bert-base-uncased"
-    """A BERT, a hub id or a folder: the tokenizer of a published hub, and its text branch where `weights` has none."""
     sizes: HubConfig = HubConfig()
+    WHERE: ClassVar[str] = "front-end: hub"
 
     def __post_init__(self) -> None:
-        if self.demos not in DEMO_FORMS:
-            raise UnknownNameError("form of demonstrations", str(self.demos), DEMO_FORMS, where="hub.demos")
         if self.weights and self.sizes.form != "published":
-            raise InputError(
-                f"weights={self.weights!r} for a light hub", expected="form: published", where="front-end: hub"
-            )
+            raise InputError(f"weights={self.weights!r} for a light hub", expected="form: published", where=self.WHERE)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> HubSettings:
+    def of(cls, values: Mapping[str, Any]) -> Self:
         """The settings of plain values.
 
         Raises:
@@ -63,7 +54,7 @@ class HubSettings:
         sizes = {f.name for f in fields(HubConfig)}
         for name in values:
             if name not in own | sizes:
-                raise UnknownNameError("hub setting", str(name), own | sizes, where="front-end: hub")
+                raise UnknownNameError("hub setting", str(name), own | sizes, where=cls.WHERE)
         base = HubConfig.published() if values.get("form") == "published" else HubConfig()
         given = {k: v for k, v in values.items() if k in sizes}
         return cls(sizes=replace(base, **given), **{k: v for k, v in values.items() if k in own})
@@ -72,6 +63,23 @@ class HubSettings:
         """Plain values, all of them: a saved graft is built again without the checkpoint that it started from."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sizes"}
         return own | asdict(self.sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSettings(HubStart):
+    """What stands under `hub` in a front-end's config: the fields of `HubConfig`, and these."""
+
+    demos: str = DEMO_FORMS[0]
+    """How a demonstration reaches the LLM where nothing else is asked for, one of `DEMO_FORMS`."""
+    guided: bool = True
+    """Whether a question guides the tokens of its picture; False = they are uni-modal."""
+    words: str = "google-bert/bert-base-uncased"
+    """A BERT, a hub id or a folder: the tokenizer of a published hub, and its text branch where `weights` has none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.demos not in DEMO_FORMS:
+            raise UnknownNameError("form of demonstrations", str(self.demos), DEMO_FORMS, where="hub.demos")
 
     @property
     def published(self) -> bool:

@@ -6,15 +6,18 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from tsugiki.errors import BaseMismatchError, InputError
 from tsugiki.vision import _qformer, presets
 from tsugiki.vision.config import FrontEndConfig, TowerConfig, known_fields
-from tsugiki.vision.hub_projector import HubProjector
+from tsugiki.vision.hub_projector import HubProjector, HubStart
+from tsugiki.vision.mix import Mix, Source
 from tsugiki.vision.tower import Tower, build_tower
+
+Start = TypeVar("Start", bound=HubStart)
 
 
 def config_of(
@@ -141,19 +144,51 @@ def make_hub(
         AssetError, StoreError: the Q-Former can't be read, see `_qformer`.
         InputError: sizes that are not the Q-Former's.
     """
-    settings, state = config.hub_settings(), None
-    if fresh and settings.weights:
-        sizes, state = _qformer.read(settings.weights)
-        for name in config.hub.keys() & vars(sizes).keys() - {"form", "seed"}:
-            if getattr(sizes, name) != config.hub[name]:
-                raise InputError(
-                    f"{name}={config.hub[name]}", expected=f"{getattr(sizes, name)}, as {settings.weights} has it",
-                    fix="Leave it out.", where="front-end: hub",
-                )  # fmt: skip
-        settings = replace(settings, sizes=replace(sizes, seed=settings.sizes.seed))
+    settings, state = _started(config.hub_settings(), config.hub, fresh=fresh)
     projector = HubProjector(settings.sizes, width, hidden_size)
     if state is not None:
         filled = _qformer.fill(projector.hub, state)
         if any(name.startswith("words.") for name in filled.started):  # BLIP-2 has no text branch
             _qformer.fill(projector.hub, state, text=_qformer.read_text(settings.words))
     return replace(config, hub=settings.to_dict()), projector
+
+
+def make_mix(
+    config: FrontEndConfig, towers: Sequence[Tower], hidden_size: int, *, fresh: bool
+) -> tuple[FrontEndConfig, Mix]:
+    """The mix of a config, and the config with all settings of its query branch.
+
+    Args:
+        hidden_size: D.
+        fresh: as for `make_hub`.
+
+    Raises:
+        InputError: as `Mix`, or sizes that are not the Q-Former's.
+        AssetError, StoreError: the Q-Former can't be read, or does not fit what it is to read.
+    """
+    asked, state = config.query_settings(), None
+    if asked is not None:
+        asked, state = _started(asked, config.query_branch, fresh=fresh)
+        config = replace(config, query_branch=asked.to_dict())
+    mix = Mix(config, [Source.of(one) for one in towers], hidden_size)
+    if state is not None and mix.branch is not None:
+        _qformer.fill(mix.branch.hub, state)
+    return config, mix
+
+
+def _started(settings: Start, given: Mapping[str, Any], *, fresh: bool) -> tuple[Start, dict[str, Tensor] | None]:
+    """The settings with the sizes of the Q-Former that is named in them, and its tensors.
+
+    Args:
+        given: what the settings are of.
+    """
+    if not (fresh and settings.weights):
+        return settings, None
+    sizes, state = _qformer.read(settings.weights)
+    for name in given.keys() & vars(sizes).keys() - {"form", "seed"}:
+        if getattr(sizes, name) != given[name]:
+            raise InputError(
+                f"{name}={given[name]}", expected=f"{getattr(sizes, name)}, as {settings.weights} has it",
+                fix="Leave it out.", where=settings.WHERE,
+            )  # fmt: skip
+    return replace(settings, sizes=replace(sizes, seed=settings.sizes.seed)), state

@@ -2,8 +2,8 @@
 
 Grids are brought to one raster and put side by side per cell, e = [a | b | c], so that the projector sees all towers
 at the same place; queries, which have no place, get a linear map and a LayerNorm of their own and stand before the
-cells. A view is [start; queries; CLS; cells; end], a crop of padding alone is one `skip` vector, all of them learned
-and shared by all views:
+cells. They are a tower's, or those of a branch that reads the view's features (`query_branch.py`). A view is [start;
+queries; CLS; cells; end], a crop of padding alone is one `skip` vector, all of them learned and shared by all views:
 
     z_v = project(e_v)      q_v = LN(d_v W + b)      t_v = [s; q_v; z_v; e] or [skip]      t = [t_global; t_1; t_2; ...]
 
@@ -24,6 +24,7 @@ from tsugiki.errors import InputError
 from tsugiki.types import VisualTokens
 from tsugiki.vision.config import FrontEndConfig
 from tsugiki.vision.projector import Projector, ProjectorConfig
+from tsugiki.vision.query_branch import QueryBranch
 from tsugiki.vision.tower import Tower
 from tsugiki.vision.views import Views
 
@@ -107,8 +108,19 @@ def resized(cells: Tensor, grid: Grid, to: Grid) -> Tensor:
     return found.flatten(2).transpose(1, 2).to(cells)
 
 
+def _read_tower(number: int | None, sources: Sequence[Source]) -> int | None:
+    """The number of the tower that a query branch reads, if it is one of these and has patches."""
+    if number is not None and (not 0 <= number < len(sources) or sources[number].queries):
+        readable = [f"{i} ({s.name})" for i, s in enumerate(sources) if not s.queries]
+        raise InputError(
+            f"tower={number}", expected=f"the number of a tower with patches: {', '.join(readable)}",
+            fix="Leave it out to read all of them.", where="front-end: query_branch",
+        )  # fmt: skip
+    return number
+
+
 class Mix(nn.Module):
-    """What a mix has beside the front-end's projector: maps of the queries, and learned vectors.
+    """What a mix has beside the front-end's projector: maps of the queries, a query branch, and learned vectors.
 
     Args:
         config: the front-end's.
@@ -116,7 +128,8 @@ class Mix(nn.Module):
         out_width: D.
 
     Raises:
-        InputError: grids that can't be aligned, or an odd raster that is to be halved.
+        InputError: grids that can't be aligned, an odd raster that is to be halved, or a query branch of a tower that
+            is not there or has no patches.
     """
 
     start: Tensor | None
@@ -145,11 +158,22 @@ class Mix(nn.Module):
             for s in self.sources
             if s.queries
         )
+        self.branch_of: int | None = None
+        if (asked := config.query_settings()) is not None:
+            self.branch_of = _read_tower(asked.tower, self.sources)
+            width = self.width if self.branch_of is None else self.sources[self.branch_of].width
+            self.queries.append(QueryBranch(asked.sizes, width, out_width))
         generator = torch.Generator().manual_seed(config.seed)
         wanted = {"start": config.marked, "end": config.marked, "skip": self.views.count > 1}
         for name, there in wanted.items():
             vector = torch.randn(out_width, generator=generator)
             self.register_parameter(name, nn.Parameter(vector) if there else None)
+
+    @property
+    def branch(self) -> QueryBranch | None:
+        """The last of `queries`, where it is one."""
+        last = self.queries[-1] if len(self.queries) else None
+        return last if isinstance(last, QueryBranch) else None
 
     @property
     def width(self) -> int:
@@ -164,8 +188,11 @@ class Mix(nn.Module):
         return first, torch.cat(cells, dim=-1)
 
     def asked(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """What the queries of each tower that has some give, [K, Q, V]."""
-        return [part for part, source in zip(parts, self.sources, strict=True) if source.queries]
+        """What each of `queries` maps: the outputs of a tower's queries [K, Q, V], and last what a branch reads."""
+        found = [part for part, source in zip(parts, self.sources, strict=True) if source.queries]
+        if self.branch is not None:
+            found.append(torch.cat(self.cells(parts), 1) if self.branch_of is None else parts[self.branch_of])
+        return found
 
     def spans(self, projector: Projector, parts: Sequence[Tensor], places: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Tokens of K views.
@@ -207,7 +234,7 @@ class Mix(nn.Module):
 
     def lengths(self, projector: Projector) -> tuple[int, int]:
         """L of the whole square and of a crop."""
-        extra = sum(s.grid[1] for s in self.sources if s.queries) + self.cls + 2 * (self.start is not None)
+        extra = sum(q.tokens for q in self.queries) + self.cls + 2 * (self.start is not None)  # type: ignore[misc]
         whole = projector.tokens
         crop = whole if self.crop_raster == self.raster else self.crop_raster[0] * self.crop_raster[1]
         return extra + whole, extra + crop
