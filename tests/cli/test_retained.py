@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 
 def test_own_prompts_are_asked_alone_with_int8_and_a_budget(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "budget.yaml").write_text("own_answers@int8.kl: 0\nown_answers@picture@int8.loss: 1e-6\n")
+    (tmp_path / "budget.yaml").write_text("own_answers@int8.kl: 0\nown_answers@picture@int8.loss: 0.000001\n")
     result = run("--own", "own.jsonl", "--limit", 5, "--int8", "--budget", "budget.yaml", "-o", "scores.json")
     assert result.exit_code == 1, result.stderr
     assert result.stderr.startswith("Error: own_answers@picture@int8.loss dropped by ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -94,7 +95,7 @@ def run(lm: Any, fetched: Fetched) -> list[float]:
 
 def _tasks(chosen: Suite) -> dict[str, Any]:
     """lm-eval's tasks with their data: this is where the hub is read."""
-    manager = require("lm_eval.tasks", extra="eval").TaskManager()
+    manager = _manager()
     failures = require("datasets", extra="eval").exceptions.DatasetsError
     if missing := [task for task in chosen.tasks if task not in manager.task_index]:
         found = f"lm-eval {version('lm_eval')} has no task {missing[0]}"
@@ -110,6 +111,12 @@ def _tasks(chosen: Suite) -> dict[str, Any]:
             fix="Run it once where there is a network, or ask a local suite: wiki, arithmetic, instructions.",
             where=f"suite {chosen.name}",
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _manager() -> Any:
+    """It reads the heads of lm-eval's thousands of files: seconds."""
+    return require("lm_eval.tasks", extra="eval").TaskManager()
 
 
 def _drawn(sizes: Mapping[str, int], n: int, seed: int) -> dict[str, list[int]]:
