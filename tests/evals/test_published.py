@@ -116,11 +116,9 @@ def test_questions_of_a_group_are_scored_one_by_one() -> None:
     assert Counter(len(items) for items in fetched.items.values()) == {4: 1, 3: 1}
     found = published.run(harness.text_lm(model, model.tokenizer), fetched)
     expected = []
-    for name, items in fetched.items.items():
-        for i in items:
-            row = ROWS[i]
-            values = [_likelihood(model, SOLVED + row["question"], option) for option in OPTIONS]
-            expected.append(float(max(range(4), key=values.__getitem__) == row["label"]))
+    for row in (ROWS[i] for items in fetched.items.values() for i in items):
+        values = [_likelihood(model, f"{SOLVED}{row['question']}", option) for option in OPTIONS]
+        expected.append(float(max(range(4), key=values.__getitem__) == row["label"]))
     assert found == expected
     assert found == published.run(harness.text_lm(model, model.tokenizer), fetched), "a second side is asked the same"
 
