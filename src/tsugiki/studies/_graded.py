@@ -10,7 +10,7 @@ from typing import Any
 from tsugiki.data import schema, splits
 from tsugiki.errors import InputError
 from tsugiki.evals import task as evaluation
-from tsugiki.evals.budget import Budget, suites_of
+from tsugiki.evals.budget import Budget, check_lines, suites_of
 from tsugiki.evals.retention import Material, retention
 from tsugiki.identity import hash_json
 from tsugiki.training import sources
@@ -72,7 +72,7 @@ def both(
         limit: samples of a task.
 
     Raises:
-        DataError: a picture is in both files.
+        DataError: a picture is in both files, or a line of the budget judges nothing of the bundled suites.
         InputError: no task, or retention among them: the budget names what of it is read.
         AssetError: the asset `wiki` is not fetched.
     """
@@ -81,7 +81,10 @@ def both(
         raise InputError("no task", expected=f"some of {', '.join(evaluation.available())}", where="--task")
     files = {"data": schema.load(data), "unseen": schema.load(unseen)}
     splits.check_disjoint(files)
-    halves = _halves(Material.wiki(2 * items, suites_of(budget)[0]))
+    suites, after_picture, int8 = suites_of(budget)
+    material = Material.wiki(2 * items, suites)
+    check_lines(budget, material.measured(suites), after_picture, int8)
+    halves = _halves(material)
     seen, other = (
         Graded(load=load, tasks=named, data=samples, budget=budget, material=material, limit=limit)
         for samples, material in zip(files.values(), halves, strict=True)
