@@ -85,6 +85,8 @@ def test_lines(file: Path) -> None:
         ('{"answer": "b"}', "own.jsonl:2 prompt: missing"),
         ('{"prompt": ""}', "own.jsonl:2: no question to answer"),
         ('{"prompt": [{"role": "assistant", "content": "x"}]}', "own.jsonl:2: no question to answer"),
+        ('{"prompt": [{"role": "bot", "content": "x"}]}', r"own.jsonl:2 prompt\[0\]: unknown role 'bot'"),
+        ('{"prompt": [{"role": "user", "content": [1]}]}', r"own.jsonl:2 prompt\[0\] content: \[1\]; expected a text"),
         ('{"prompt": "a", "answer": 4}', "own.jsonl:2 answer: 4; expected a text"),
         ('{"prompt": "a", "answer": " "}', "own.jsonl:2 answer: an empty answer"),
         ('{"prompt": "a", "options": ["b", "c"]}', "own.jsonl:2 answer: no answer; expected one of the options 'b'"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.data import _fields
+from tsugiki.data.schema import ROLES
 from tsugiki.errors import DataError
 from tsugiki.evals.harness import after_picture
 from tsugiki.evals.prompts import Prompt, prompt_of
@@ -67,7 +68,8 @@ def read(path: str | Path) -> list[Own]:
 def _own(record: Any, where: str) -> Own:
     line = _fields.mapping(record, where, KEYS)
     asked = line.get("prompt")
-    prompt = prompt_of(_fields.text(asked, f"{where} prompt") if not isinstance(asked, list) else asked, "own", where)
+    turns = isinstance(asked, list)
+    prompt = prompt_of(_turns(asked, where) if turns else _fields.text(asked, f"{where} prompt"), "own", where)
     given = line.get("options")
     options = _options(given, f"{where} options") if given is not None else ()
     answer = _fields.text(line["answer"], f"{where} answer") if "answer" in line else ""
@@ -78,6 +80,18 @@ def _own(record: Any, where: str) -> Own:
         expected = f"one of the options {', '.join(map(repr, options))}"
         raise DataError(found, expected=expected, fix="Correct it.", where=f"{where} answer")
     return Own(prompt, options, answer, where)
+
+
+def _turns(given: list[Any], where: str) -> list[dict[str, str]]:
+    turns = []
+    for i, value in enumerate(given):
+        place = f"{where} prompt[{i}]"
+        entry = _fields.mapping(value, place, ("role", "content"))
+        if entry.get("role") not in ROLES:
+            found = f"unknown role {entry.get('role')!r}"
+            raise DataError(found, expected=f"one of {', '.join(ROLES)}", fix="Correct it.", where=place)
+        turns.append({"role": entry["role"], "content": _fields.text(entry.get("content"), f"{place} content")})
+    return turns
 
 
 def _options(given: Any, where: str) -> tuple[str, ...]:
