@@ -11,11 +11,12 @@ other photographs are asked. The plan is compare.yaml; the page with pictures st
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 from pathlib import Path
 
-from _results import RESULTS
+from _results import RESULTS, machine
 
 from tsugiki import assets
 from tsugiki.data import schema
@@ -23,7 +24,8 @@ from tsugiki.evals.tasks import iit
 from tsugiki.evals.text_items import articles
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies._build import fetch_tower
-from tsugiki.studies.compare import compare, write
+from tsugiki.studies._compare_arm import Place
+from tsugiki.studies.compare import Compared, compare, write
 from tsugiki.synth import fabric, scenes
 from tsugiki.types import Message, Sample
 
@@ -59,14 +61,40 @@ def data(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="arm or arm:seed; without a name the page alone")
+    parser.add_argument("--anew", action="store_true", help="run arms of another plan again; the old are kept")
     given = parser.parse_args()
     folder = assets.cache_dir() / "runs" / "compare"
     plan = data(folder)
-    done = write(plans.load(plan), folder) if given.only == [] else compare(plan, folder, only=given.only or ())
-    for file in ("compare.md", "compare.json"):
-        shutil.copyfile(folder / file, RESULTS / file)
-    shutil.copytree(folder / "arms", RESULTS / "compare", dirs_exist_ok=True)
+    if given.only == []:
+        done = write(plans.load(plan), folder)
+    else:
+        done = compare(plan, folder, only=given.only or (), anew=given.anew)
+    keep(done, RESULTS)
     print(done.report)
+
+
+def keep(done: Compared, results: Path) -> None:
+    """The tables with command and machine, and the arms' files; the same arms give the same bytes."""
+    runs = [run for found in done.found.values() for run in found]
+    dates = sorted(run["environment"]["date"][:10] for run in runs)
+    about = machine()
+    told = {
+        "command": "python benchmarks/compare.py",
+        "machine": {key: about[key] for key in ("cores", "processor", "gpu")},
+        "dates": [dates[0], dates[-1]],
+    }
+    content = json.loads((done.out / "compare.json").read_text(encoding="utf-8"))
+    (results / "compare.json").write_text(
+        json.dumps({**told, **content}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    last = f"`{told['command']}`, {dates[0]} to {dates[-1]}; {about['cores']} cores, GPU: {about['gpu'] or 'none'}."
+    (results / "compare.md").write_text(
+        (done.out / "compare.md").read_text(encoding="utf-8") + f"\n{last}\n", encoding="utf-8"
+    )
+    (results / "compare").mkdir(exist_ok=True)
+    for run in runs:
+        place = Place(out=done.out, name=run["arm"], seed=run["seed"])
+        shutil.copyfile(place.file, results / "compare" / place.file.name)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +23,7 @@ from tests.studies._pictures import folder as pictures
 
 from tsugiki.data import schema
 from tsugiki.data.convert import imagefolder
-from tsugiki.errors import DataError, InputError, RecipeError, StoreError, UnknownNameError
+from tsugiki.errors import DataError, InputError, RecipeError, UnknownNameError
 from tsugiki.evals import stats
 from tsugiki.studies import _compare_arm as arms
 from tsugiki.studies import _compare_figures as figures
@@ -136,6 +140,37 @@ def test_an_arm_has_a_process_of_its_own(plan_file: Path, done: Compared, tmp_pa
     assert found.found["projector"][0]["peak_mb"] >= 0
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_an_arm_ends_with_who_started_it_and_the_same_call_goes_on(
+    plan_file: Path, done: Compared, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tsugiki.cli", "compare", str(plan_file), "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [*command, "--only", "projector:0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        lines = iter(parent.stdout)
+        assert any("2 steps of 4" in line for line in lines)  # the arm is training
+        assert processes(tmp_path) > 1
+        parent.terminate()
+    while processes(tmp_path):  # a hang ends with the test's own limit
+        time.sleep(0.05)
+    assert not (tmp_path / "arms" / "projector-0.json").exists()
+    found = compare(done.plan, tmp_path, only=["projector:0"], say=lambda _: None)
+    assert found.found["projector"][0]["losses"] == done.found["projector"][0]["losses"]
+    assert found.found["projector"][0]["items"] == done.found["projector"][0]["items"]
+
+
+def processes(out: Path) -> int:
+    """How many have the comparison's folder among their arguments."""
+    count = 0
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            count += str(out).encode() in file.read_bytes().split(b"\0")
+    return count
+
+
 def test_last_turns_of_conversations_are_told_apart_from_pictures(done: Compared) -> None:
     runs = done.found["wings"]
     items = runs[0]["iit"]["items"]
@@ -174,12 +209,6 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(plan_file: Path, tmp_pat
     assert list(found.found) == ["projector"]
     assert "no such loss" in found.failed["broken-0"]
     assert "no such loss" in found.report.read_text()
-
-
-def test_another_plan_in_the_folder_is_refused(plan_file: Path, done: Compared) -> None:
-    other = fields(plan_file, budget={"steps": 3, "batch_size": 4})
-    with pytest.raises(StoreError, match="other settings or data"):
-        compare(other, done.out, say=lambda _: None)
 
 
 def test_nothing_finished_is_one_line(plan_file: Path, tmp_path: Path) -> None:
@@ -229,7 +258,7 @@ def test_unknown_arm_and_seed(plan_file: Path, tmp_path: Path) -> None:
 def test_a_damaged_arm_is_one_line(plan_file: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "arms").mkdir()
     (tmp_path / "arms" / "projector-0.json").write_text(content)
-    with pytest.raises(StoreError, match="Delete it"):
+    with pytest.raises(InputError, match="no arm is finished; projector-0: .*Delete it"):
         compare(plan_file, tmp_path, only=["projector:0"])
 
 

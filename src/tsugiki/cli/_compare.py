@@ -19,16 +19,17 @@ def compare(
         Path, typer.Option("--out", "-o", help="Arms and page; a comparison that stopped goes on.")
     ] = Path("runs/compare"),
     only: Annotated[list[str] | None, typer.Option(help="An arm, or arm:seed; several times. Default: all.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Run arms of another plan again; the old are kept.")] = False,
 ) -> None:
     """Train methods on one base, one data set and one budget, and say what differs beyond noise.
 
-    Exit code 1 where an arm failed; the others are on the page.
+    Exit code 1 where an arm failed or is of another plan; the others are on the page.
     """
     from tsugiki.evals.tables import number
     from tsugiki.studies import _compare_figures as figures
     from tsugiki.studies.compare import compare as run
 
-    found = run(plan, folder, only=only or (), say=say)
+    found = run(plan, folder, only=only or (), anew=anew, say=say)
     for name, runs in found.found.items():
         vision, text = figures.vision(runs), figures.text(runs)
         told = f"pictures {vision.value}" if vision is not None else "no pictures asked"
@@ -38,5 +39,5 @@ def compare(
     if found.waiting:
         show(f"not run yet: {', '.join(found.waiting)}")
     show(f"report: {found.report}")
-    if found.failed:
+    if found.failed or found.left_out:
         raise typer.Exit(1)

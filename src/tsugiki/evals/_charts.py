@@ -9,7 +9,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -21,7 +21,10 @@ from tsugiki.types import Box, ImageSource, Score
 Curve = Sequence[tuple[float, float]]
 
 PICTURE_SIDE = 360
-LEGEND, LINE = 430, 20
+WIDTH, LETTERS = 460, 16
+"""Of curves: on a phone, 360 pixels wide, such letters are still 12 pixels high."""
+FONT = {"font_size": LETTERS}
+LEGEND, LINE = 330, 20
 """Width of a row of names, and height of one."""
 MOST_BOXES = 30
 """Boxes of an answer that are drawn."""
@@ -65,11 +68,15 @@ def picture(
     return h("svg", shown, *boxes, viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
 
 
-def svg_uri(svg: Html) -> str:
-    """A drawing of this file as a data URI that needs no page around it."""
+def standalone(svg: Html) -> str:
+    """A drawing that needs no page around it, on the light ground."""
     whole = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"', 1)
-    whole = re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], whole)
-    return "data:image/svg+xml;base64," + base64.b64encode(whole.encode("utf-8")).decode("ascii")
+    return re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], whole)
+
+
+def svg_uri(svg: Html) -> str:
+    """The same as a data URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(standalone(svg).encode("utf-8")).decode("ascii")
 
 
 def data_uri(image: Image.Image, side: int = PICTURE_SIDE) -> str:
@@ -108,7 +115,9 @@ def curves(losses: Mapping[str, Curve], *, x_label: str = "step", y_label: str =
     kept = {name: curve for name, curve in kept.items() if curve}
     if not kept:
         return Html("")
-    width, height, left, bottom, top = 560, 280, 50, 44, 30
+    legend = [[], *_legend(list(kept), WIDTH - 30)]  # the first row is the label's, which may be long
+    width, left, bottom, top = WIDTH, 50, 44, 30 + LINE * (len(legend) - 1)
+    height = 220 + top
     xs = [x for curve in kept.values() for x, _ in curve]
     ys = [y for curve in kept.values() for _, y in curve]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(0.0, *ys), max(ys))
@@ -118,20 +127,20 @@ def curves(losses: Mapping[str, Curve], *, x_label: str = "step", y_label: str =
         across = left + (x - x_ticks[0]) / x_span * (width - left - 22)
         return round(across, 1), round(height - bottom - (y - y_ticks[0]) / y_span * (height - bottom - top), 1)
 
-    drawn = [_tick(*at(x, y_ticks[0]), f"{x:g}", below=True) for x in x_ticks]
+    drawn = [tick(*at(x, y_ticks[0]), f"{x:g}", below=True) for x in x_ticks]
     for y in y_ticks:
         (x0, y0), (x1, _) = at(x_ticks[0], y), at(x_ticks[-1], y)
-        drawn += [h("line", x1=x0, x2=x1, y1=y0, y2=y0, stroke="var(--line)"), _tick(x0, y0, f"{y:g}", below=False)]
-    for i, (name, curve) in enumerate(kept.items()):
+        drawn += [h("line", x1=x0, x2=x1, y1=y0, y2=y0, stroke="var(--line)"), tick(x0, y0, f"{y:g}", below=False)]
+    for i, curve in enumerate(kept.values()):
         colour = _STROKES[i % len(_STROKES)]
         for points, thickness, opacity in ((curve, 1, 0.35), (smooth(curve), 2.5, 1)):
             path = " ".join(f"{px},{py}" for px, py in (at(x, y) for x, y in points))
             drawn.append(
                 h("polyline", points=path, fill="none", stroke=colour, stroke_width=thickness, opacity=opacity)
             )
-        drawn.append(h("text", name, x=width - 14, y=top + 18 + 20 * i, fill=colour, text_anchor="end", font_size=16))
-    drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", font_size=16))
-    drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", font_size=16))
+    drawn += _names(list(kept), legend)
+    drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", **FONT))
+    drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", **FONT))
     title = h("title", f"{y_label} by {x_label}: {', '.join(kept)}")
     return h("svg", join(title, *drawn), class_="curve", viewBox=f"0 0 {width} {height}", role="img")
 
@@ -142,8 +151,8 @@ def points(lines: Mapping[str, Sequence[Point]], *, x_label: str = "pictures", y
     if not kept:
         return Html("")
     legend = _legend(list(kept))
-    width, left, bottom, top = 560, 50, 44, 30 + LINE * (len(legend) - 1)
-    height = 250 + top
+    width, left, bottom, top = WIDTH, 50, 44, 30 + LINE * (len(legend) - 1)
+    height = 230 + top
     amounts = sorted({p.x for line in kept.values() for p in line})
     values = [v for line in kept.values() for p in line for v in (p.value, p.low, p.high, *p.parts) if math.isfinite(v)]
     y_ticks = ticks(min(0.0, *values), max(values))
@@ -158,10 +167,10 @@ def points(lines: Mapping[str, Sequence[Point]], *, x_label: str = "pictures", y
         y = min(max(y, y_ticks[0]), y_ticks[-1])  # an interval of one picture has no end
         return round(height - bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - bottom - top), 1)
 
-    drawn = [_tick(across(x, (len(kept) - 1) / 2), down(y_ticks[0]), f"{x:g}", below=True) for x in amounts]
+    drawn = [tick(across(x, (len(kept) - 1) / 2), down(y_ticks[0]), f"{x:g}", below=True) for x in amounts]
     for y in y_ticks:
         drawn.append(h("line", x1=left, x2=width - 22, y1=down(y), y2=down(y), stroke="var(--line)"))
-        drawn.append(_tick(left, down(y), f"{y:g}", below=False))
+        drawn.append(tick(left, down(y), f"{y:g}", below=False))
     for i, line in enumerate(kept.values()):
         colour = _STROKES[i % len(_STROKES)]
         for p in line:
@@ -180,26 +189,31 @@ def points(lines: Mapping[str, Sequence[Point]], *, x_label: str = "pictures", y
                 )
                 for v in p.parts
             ]
-    for row, names in enumerate(legend):
-        end = width - 14
-        for name in names:
-            colour = _STROKES[list(kept).index(name) % len(_STROKES)]
-            drawn.append(h("text", name, x=end, y=18 + LINE * row, fill=colour, text_anchor="end", font_size=16))
-            end -= _wide(name)
-    drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", font_size=16))
-    drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", font_size=16))
+    drawn += _names(list(kept), legend)
+    drawn.append(h("text", x_label, x=width - 12, y=height - 4, fill="var(--soft)", text_anchor="end", **FONT))
+    drawn.append(h("text", y_label, x=left, y=18, fill="var(--soft)", **FONT))
     title = h("title", f"{y_label} by {x_label}: {', '.join(kept)}")
     return h("svg", join(title, *drawn), class_="curve", viewBox=f"0 0 {width} {height}", role="img")
 
 
-def _legend(names: Sequence[str]) -> list[list[str]]:
-    """Names in rows that leave room for the label of the axis."""
+def _legend(names: Sequence[str], room: int = LEGEND) -> list[list[str]]:
+    """Names in rows; by default they leave room for a short label of the axis."""
     rows: list[list[str]] = [[]]
     for name in names:
-        if rows[-1] and sum(map(_wide, [*rows[-1], name])) > LEGEND:
+        if rows[-1] and sum(map(_wide, [*rows[-1], name])) > room:
             rows.append([])
         rows[-1].append(name)
     return rows
+
+
+def _names(names: Sequence[str], legend: Sequence[Sequence[str]]) -> Iterator[Html]:
+    """The rows above a drawing, each name in the colour of its line."""
+    for row, beside in enumerate(legend):
+        end = WIDTH - 14
+        for name in beside:
+            colour = _STROKES[names.index(name) % len(_STROKES)]
+            yield h("text", name, x=end, y=18 + LINE * row, fill=colour, text_anchor="end", **FONT)
+            end -= _wide(name)
 
 
 def _wide(name: str) -> int:
@@ -260,6 +274,7 @@ def _tag(box: Box, number: int, size: tuple[int, int]) -> Html:
     return join(plate, text)
 
 
-def _tick(x: float, y: float, text: str, *, below: bool) -> Html:
+def tick(x: float, y: float, text: str, *, below: bool) -> Html:
+    """A number at an axis."""
     anchor, dx, dy = ("middle", 0, 18) if below else ("end", -8, 5)
-    return h("text", text, x=x + dx, y=y + dy, fill="var(--soft)", text_anchor=anchor, font_size=16)
+    return h("text", text, x=x + dx, y=y + dy, fill="var(--soft)", text_anchor=anchor, **FONT)

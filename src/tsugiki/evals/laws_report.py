@@ -147,4 +147,4 @@ def _table(laws: Laws, suggestion: Suggestion) -> Html:
         texts = (*shares, changed, f"{suggestion.chosen[i]:.0%}")
         cells = [h("td", text, data_label=label) for text, label in zip(texts, heads[1:], strict=True)]
         rows.append(h("tr", h("td", name, class_="name"), *cells))
-    return h("table", h("thead", h("tr", *(h("th", label) for label in heads))), h("tbody", *rows))
+    return h("table", h("thead", h("tr", *(h("th", label, scope="col") for label in heads))), h("tbody", *rows))

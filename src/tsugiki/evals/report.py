@@ -156,10 +156,10 @@ def is_detail(score: Score) -> bool:
 
 
 def _table(scores: Sequence[Score]) -> Html:
-    head = h("thead", h("tr", *(h("th", t) for t in (HEADINGS[1], "", *HEADINGS[2:]))))
+    head = h("thead", h("tr", *(h("th", t, scope="col") if t else h("td") for t in (HEADINGS[1], "", *HEADINGS[2:]))))
     rows = []
     for task, group in itertools.groupby(scores, key=lambda s: s.task):
-        rows.append(h("tr", h("th", heading(task), colspan=len(HEADINGS)), class_="group"))
+        rows.append(h("tr", h("th", heading(task), colspan=len(HEADINGS), scope="rowgroup"), class_="group"))
         rows += [_row(s) for s in group]
     return h("table", head, h("tbody", *rows))
 

@@ -1,15 +1,15 @@
 """One arm of a comparison under one seed: train, prove, ask, read, time; in the end one JSON file.
 
 It can be a process of its own (`python -m tsugiki.studies._compare_arm plan out arm seed`), so that its peak memory is
-its own and a crash takes nothing else along; the shared stage is then another one.
+its own and a crash takes nothing else along; the shared stage is then another one. One that a comparison has started
+ends when its standard input does, and so with the comparison, however that was ended.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,20 @@ from safetensors.torch import load_file, save_file
 
 from tsugiki.data import schema
 from tsugiki.data.files import atomic_folder, atomic_write, sha256_file
-from tsugiki.data.images import source_key
 from tsugiki.errors import StoreError, TsugikiError
 from tsugiki.evals import proof as proofs
 from tsugiki.evals import task as tasks
-from tsugiki.evals.retention import retention
-from tsugiki.evals.tables import records
 from tsugiki.identity import hash_json
 from tsugiki.mixing import linear
+from tsugiki.studies import _compare_asked, _compare_speed
 from tsugiki.studies import _compare_plan as plans
-from tsugiki.studies import _compare_speed
 from tsugiki.studies._build import build_model, load_graft
 from tsugiki.studies._compare_plan import Arm, Plan
+from tsugiki.studies._compare_process import FLAG, end_with_input, tell, told
 from tsugiki.studies._training import encode
 from tsugiki.training import parts
 from tsugiki.training.trainer import train
-from tsugiki.types import Box, Sample
+from tsugiki.types import Sample
 
 VERSION = 1
 """Of the files: another one is not read."""
@@ -113,8 +111,8 @@ def run(
         facts = _trained(plan, place, arm, model, learn, features, source is not None, say)
     proof = proofs.verify(model, answers=plan.asked.answers, seed=place.seed, out=place.run / "proof.json")
     say(proofs.describe(proof))
-    results = list(_asked(plan, model, asked, learn, features, say))
-    conversations, changed = _interleaved(model, turns, features, place.seed, say)
+    results = list(_compare_asked.pictures(plan, model, asked, learn, features, say))
+    conversations, changed = _compare_asked.conversations(model, turns, features, place.seed, say)
     found = {
         "version": VERSION,
         "key": key(plan, place.name, place.seed),
@@ -133,7 +131,7 @@ def run(
         "scores": [record for _, _, scores, _ in results for record in scores],
         "iit": {"items": conversations, "scores": changed},
         "shown": [shown for *_, answers in results for shown in answers],
-        "text": _read(plan, model, proof.holds, say),
+        "text": _compare_asked.text(plan, model, proof.holds, say),
         "speed": _compare_speed.speed(model, everything[-1], place.seed) if plan.asked.speed else {},
         "environment": dict(proof.environment),
     }  # fmt: skip
@@ -166,7 +164,7 @@ def _share(
         if source is None:
             _learn_to_see(plan, place.seed, arm, learn, features, make, folder, say)
         else:  # its memory is not the arm's
-            told(source, place, say, str(folder))
+            told(source, (place.out, place.name, place.seed), say, str(folder))
     model.frontend.load_trainable_state(load_file(folder / FRONTEND))
 
 
@@ -204,10 +202,10 @@ def _trained(
     }  # fmt: skip
     say(f"{place.stem}: {plan.budget.steps} steps of {plan.budget.batch_size}, {rates}")
     fields = {"seed": place.seed, "precision": plan.budget.precision, "stages": [stage]}
-    loaded = _compare_speed.peak()
+    loaded = _compare_speed.taken(model.device)
     done = train(model, fields, place.run, data=given, features=features, progress=False)
     if alone and not done.resumed:
-        atomic_write(place.run / PEAK, json.dumps(_compare_speed.peak() - loaded))
+        atomic_write(place.run / PEAK, json.dumps(_compare_speed.peak(model.device) - loaded))
     peak = place.run / PEAK
     rows = parts.table(model, rates)
     return {
@@ -233,85 +231,6 @@ def _mixed(plan: Plan, place: Place, arm: Arm) -> tuple[Any, dict[str, Any]]:
     return load_graft(str(place.run / "graft")), {**taken, "reports": {}, "beta": arm.beta}
 
 
-def _asked(
-    plan: Plan, model: Any, asked: Mapping[str, list[Sample]], learn: list[Sample], features: Any, say: Say
-) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]]:
-    """By data and task: which items are right, the scores, and the first answers."""
-    wanted = plan.asked
-    for data, samples in asked.items():
-        for name in wanted.tasks or tasks.scorable(samples, wanted.limit):
-            task = tasks.load(name)
-            if len(task.select(samples)[: wanted.limit]) < getattr(task, "NEEDED", 1):
-                say(f"{data}: too few samples for {name}")
-                continue
-            done = tasks.measure(
-                model, name, samples, features=features, train=learn, limit=wanted.limit, batch_size=16
-            )[name]
-            title = f"{data}: {name}" if data else name
-            say(f"{title}: {len(done.answers)} answers in {done.seconds:.0f} s")
-            items = {
-                "ids": [a.sample.id for a in done.answers],
-                "pictures": _numbered(
-                    [source_key(a.sample.images[0]) if a.sample.images else a.sample.id for a in done.answers]
-                ),
-                "kinds": [a.sample.task for a in done.answers],
-                "right": [int(a.correct) for a in done.answers],
-            }
-            named = [{**record, "data": data} for record in records(done.scores)]
-            root = plan.data.ask[data].parent
-            yield title, items, named, [_shown(title, a, root) for a in done.answers[: wanted.shown]]
-
-
-def _interleaved(
-    model: Any, turns: list[Sample], features: Any, seed: int, say: Say
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Which last turns of interleaved conversations are right, and the scores; a kind is that of the turns."""
-    if not turns:
-        return {}, []
-    done = tasks.measure(model, "iit", turns, features=features, batch_size=8, seed=seed)["iit"]
-    say(f"iit: {len(done.answers)} answers in {done.seconds:.0f} s")
-    about = [(a.sample.meta["turns"], a.sample.meta["item"], a.sample.images[-1:]) for a in done.answers]
-    return {
-        "ids": [item for _, item, _ in about],
-        "pictures": _numbered([source_key(seen[0]) if kind.endswith("V") else item for kind, item, seen in about]),
-        "kinds": [kind for kind, _, _ in about],
-        "right": [int(a.correct) for a in done.answers],
-    }, records(done.scores)
-
-
-def _numbered(values: Sequence[Hashable]) -> list[int]:
-    """The same number for the same value: questions on one picture are no independent items."""
-    known: dict[Hashable, int] = {}
-    return [known.setdefault(value, len(known)) for value in values]
-
-
-def _shown(title: str, answer: tasks.Answer, root: Path) -> dict[str, Any]:
-    """An answer for the page; every arm is asked the same in the same order. Pictures relative to their data's file."""
-    picture = next(iter(answer.sample.images), None)
-    place = Path(picture) if isinstance(picture, str | Path) else None
-    if place is not None and place.resolve().is_relative_to(root.resolve()):
-        place = place.resolve().relative_to(root.resolve())
-    return {
-        "task": title, "id": answer.sample.id, "text": answer.text[:300], "gold": answer.gold[:300],
-        "right": answer.correct, "question": tasks.shown_text(answer.sample.prompt[-1])[:300],
-        "picture": None if place is None else place.as_posix(), "boxes": [_corners(b) for b in answer.boxes[:5]],
-        "gold_boxes": [_corners(b) for b in answer.gold_boxes[:5]],
-    }  # fmt: skip
-
-
-def _corners(box: Box) -> list[float]:
-    return [round(v, 1) for v in (box.x1, box.y1, box.x2, box.y2)]
-
-
-def _read(plan: Plan, model: Any, proven: bool, say: Say) -> list[dict[str, Any]]:
-    """What the text lost; where the proof of an exact model holds, its own loss on text requests is the base's."""
-    wanted = plan.asked
-    if not wanted.retention:
-        return []
-    options: dict[str, Any] = {"suites": wanted.retention, "n": wanted.items, "after_picture": wanted.after_picture}
-    return records(retention(model, measure_exact=not proven, **options, progress=say))
-
-
 def read(plan: Plan, place: Place) -> dict[str, Any] | None:
     """A finished arm's numbers; None where it is not finished.
 
@@ -331,57 +250,28 @@ def read(plan: Plan, place: Place) -> dict[str, Any] | None:
     if found.get("version") != VERSION or found.get("key") != key(plan, place.name, place.seed):
         other = f"version {found.get('version')}" if found.get("version") != VERSION else "other settings or data"
         raise StoreError(
-            f"an arm of {other}", expected="the same plan and files", fix="Choose another folder, or delete it.",
-            where=str(place.file),
+            f"an arm of {other}", expected="the same plan and files", where=str(place.file),
+            fix="Choose another folder, or run it again (anew).",
         )  # fmt: skip
     return found
 
 
-def told(plan: Path, place: Place, say: Say, *shared: str) -> None:
-    """An arm, or its shared stage into the folder `shared`, in a process of its own; its lines are told on.
-
-    Raises:
-        TsugikiError: it ended badly; in its own last words.
-    """
-    command = [sys.executable, "-m", "tsugiki.studies._compare_arm", str(plan), str(place.out), place.name]
-    last = ""
-    with subprocess.Popen(
-        [*command, str(place.seed), *shared], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        errors="replace",
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if line.strip():
-                    last = line.strip()
-                    say(last)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        code = process.returncode
-        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-        raise TsugikiError(last or ended, expected="a finished arm", where=f"{place.stem}, {ended}")
-
-
 def main() -> None:
     """Run one arm, or a shared stage; its lines go to standard error."""
-    source, out, name, seed, *shared = sys.argv[1:]
+    given = sys.argv[1:]
+    if given[0] == FLAG:
+        end_with_input()
+    source, out, name, seed, *shared = given[given[0] == FLAG :]
     try:
         plan, place = plans.load(Path(source)), Place(out=Path(out), name=name, seed=int(seed))
         if shared:
             arm, learn = plan.arm(name), schema.load(plan.data.train)
-            _learn_to_see(plan, place.seed, arm, learn, None, build_model, Path(shared[0]), _tell)
+            _learn_to_see(plan, place.seed, arm, learn, None, build_model, Path(shared[0]), tell)
         else:
-            run(plan, place, source=Path(source), say=_tell)
+            run(plan, place, source=Path(source), say=tell)
     except TsugikiError as error:
-        _tell(" ".join(str(error).split()))
+        tell(" ".join(str(error).split()))
         raise SystemExit(2) from None
-
-
-def _tell(text: object) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +11,9 @@ import numpy as np
 
 from tsugiki.errors import ImageError
 from tsugiki.evals._charts import picture
-from tsugiki.evals._html import LIGHT, Html, h, join, page
+from tsugiki.evals._html import Html, h, join, page
+from tsugiki.evals._scatter import Dot, scatter
 from tsugiki.evals.tables import between, number
-from tsugiki.extras import require
 from tsugiki.studies import _compare_figures as figures
 from tsugiki.studies._compare_figures import Mean
 from tsugiki.types import Box
@@ -34,8 +32,11 @@ NOTES = (
     "IIT: last questions of conversations, T in words, V about a picture. VT - T is what a picture before a question in"
     " words costs, which exactness does not cover; TTV - V what text before a question about a picture does.",
     "First token, token: median ratio to the bare LLM with as many tokens of text, in interleaved pairs; seeds' mean.",
-    "Memory: peak of the training minus what the loaded model takes; only where each arm has a process of its own.",
+    "Memory: peak of the training minus what the loaded model takes, of the GPU where there is one; only where each arm"
+    " has a process of its own.",
 )
+
+LOST = "loss of text minus the base's, nats a token"
 
 
 def rows(result: Compared) -> list[dict[str, str]]:
@@ -52,7 +53,7 @@ def _row(result: Compared, name: str, runs: Sequence[Run], columns: Sequence[str
         "seeds": ", ".join(str(run["seed"]) for run in runs),
         "pictures": _said(figures.vision(runs)),
         **{column: _said(figures.vision(runs, column)) for column in columns},
-        "text": _said(text, sign=True),
+        "text": "0, proven" if all(map(figures.proven, runs)) else _said(text, sign=True),
         "text after a picture": _said(after, sign=True),
         **{
             f"IIT {title}": _said(figures.interleaved(runs, *kinds), sign=len(kinds) > 1)
@@ -93,33 +94,29 @@ def _proof(runs: Sequence[Run]) -> str:
     return ", ".join(sorted(said))
 
 
-def pareto(result: Compared) -> bytes:
-    """PNG: pictures against what the text lost, each arm with both intervals."""
-    module = require("matplotlib.figure", extra="eval")
-    figure = module.Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.subplots()
+def pareto(result: Compared) -> Html:
+    """A drawing: pictures against what the text lost, each arm with both intervals."""
+    dots = []
     for name, runs in result.found.items():
         vision, text = figures.vision(runs), figures.text(runs)
         if vision is None:
             continue
-        x = text.value if text is not None else None
-        colour = LIGHT["own" if all(map(figures.proven, runs)) else "base"]
-        at = x.value if x is not None else 0.0
-        axes.plot([at] * 2, [vision.value.low, vision.value.high], color=colour, alpha=0.4)
-        if x is not None:
-            axes.plot([x.low, x.high], [vision.value.value] * 2, color=colour, alpha=0.4)
-        axes.plot(at, vision.value.value, "o", color=colour)
-        axes.annotate(name, (at, vision.value.value), (6, 4), textcoords="offset points", fontsize=9, parse_math=False)
-    axes.axvline(0.0, color=LIGHT["line"])
-    axes.set(xlabel="loss of text minus the base's, nats a token", ylabel="pictures: share of right answers")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
-    return out.getvalue()
+        lost = text.value if text is not None else None
+        dots.append(
+            Dot(
+                name,
+                lost.value if lost is not None else 0.0,
+                vision.value.value,
+                (lost.low, lost.high) if lost is not None else None,
+                (vision.value.low, vision.value.high),
+                "own" if all(map(figures.proven, runs)) else "base",
+            )
+        )
+    return scatter(dots, x_label=LOST, y_label="pictures: share of right answers", bound=0.0)
 
 
-def html(result: Compared, plot: bytes) -> str:
+def html(result: Compared) -> str:
     """The page, without files beside it."""
-    source = f"data:image/png;base64,{base64.b64encode(plot).decode('ascii')}"
     title = result.plan.description or f"Comparison {result.plan.name}".strip()
     return page(
         title,
@@ -130,7 +127,7 @@ def html(result: Compared, plot: bytes) -> str:
             _table(rows(result)),
             h("ul", *(h("li", note, class_="soft") for note in NOTES)),
             h("h2", "Pictures against text"),
-            h("p", Html(f'<img style="max-width: 100%" alt="{_told(result)}" src="{source}">')),
+            pareto(result),
             h("h2", "What was tested") if result.tests else Html(""),
             _table(_tests(result)),
             h("h2", "The same pictures, every arm"),
@@ -156,20 +153,20 @@ def _lead(result: Compared) -> list[str]:
     lines = figures.findings(result.tests, result.found)
     lines += [f"Not tested, an arm is missing: {t.first} and {t.second}." for t in result.untested]
     lines += [f"{name} failed: {why}" for name, why in result.failed.items()]
+    lines += [f"{name} is left out: {why}" for name, why in result.left_out.items()]
+    lines += _seeds(result.found)
     if result.waiting:
         lines.append(f"Not run yet: {', '.join(result.waiting)}.")
     return lines or ["No comparison was to be tested."]
 
 
-def _told(result: Compared) -> str:
-    """The plot in words, for those who do not see it."""
-    points = []
-    for name, runs in result.found.items():
-        vision, text = figures.vision(runs), figures.text(runs)
-        if vision is not None:
-            lost = number(text.value.value, sign=True) if text is not None else "not read"
-            points.append(f"{name}: pictures {number(vision.value.value)}, text {lost}")
-    return "; ".join(points).replace('"', "'")
+def _seeds(found: figures.Found) -> list[str]:
+    """Where means are over different seeds, and so not of the same samples."""
+    seeds = {name: ", ".join(str(run["seed"]) for run in runs) for name, runs in found.items()}
+    if len(set(seeds.values())) < 2:
+        return []
+    each = "; ".join(f"{name} under {which}" for name, which in seeds.items())
+    return [f"Means are over the seeds that an arm has finished, which differ: {each}. Tests use those of both arms."]
 
 
 def _tests(result: Compared) -> list[dict[str, str]]:
@@ -178,6 +175,7 @@ def _tests(result: Compared) -> list[dict[str, str]]:
             "first": t.test.first,
             "second": t.test.second,
             "score": t.test.score or "all pictures",
+            "seeds": ", ".join(map(str, t.seeds)),
             "first - second": f"{number(t.difference.value, sign=True)} "
             f"{between(t.difference.low, t.difference.high, sign=True)}",
             "p": f"{t.pvalue:.4f}",

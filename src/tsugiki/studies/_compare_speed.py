@@ -51,7 +51,17 @@ def _timed(generate: Callable[[int], Any]) -> tuple[float, float]:
     return times[0], times[1]
 
 
-def peak() -> float:
-    """Megabytes that this process has used at most."""
+def taken(device: torch.device) -> float:
+    """Megabytes in use as a training begins; a GPU counts its peak from here on."""
+    if device.type != "cuda":
+        return peak(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device) / MEGABYTE
+
+
+def peak(device: torch.device) -> float:
+    """Megabytes that were used at most: of the GPU where the model lies on one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEGABYTE
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE

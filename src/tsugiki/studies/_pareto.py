@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tsugiki.evals._html import LIGHT, Html, h, join, page
+from tsugiki.evals._scatter import Dot, scatter
 from tsugiki.evals.tables import between, number
 from tsugiki.extras import require
 from tsugiki.studies._points import Measured
@@ -59,14 +59,12 @@ def png(points: Sequence[Measured], objective: str, chosen: Measured | None) -> 
     return out.getvalue()
 
 
-def page_of(found: Found, picture: bytes) -> str:
+def page_of(found: Found) -> str:
     """A page without files beside it."""
-    source = f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
-    drawn = Html(f'<img style="max-width: 100%" alt="Pareto plot" src="{source}">')
     body = join(
         h("h1", f"Weights by {found.objective}"),
         h("ul", *(h("li", line) for line in findings(found)), class_="lead"),
-        h("p", drawn),
+        _drawn(found),
         h("h2", "On items that the search did not see") if found.unseen else Html(""),
         _compared(found),
         h("h2", "Part by part: the chosen weights, but one part from one parent alone") if found.ablation else Html(""),
@@ -75,6 +73,18 @@ def page_of(found: Found, picture: bytes) -> str:
         _points(found),
     )
     return page(f"Weights by {found.objective}", body)
+
+
+def _drawn(found: Found) -> Html:
+    """The same plot, for the page."""
+    dots = []
+    for m in found.points:
+        score, name = m.objective, f"{m.point.beta:g}" if len({*m.point.parts.values(), m.point.beta}) == 1 else ""
+        chosen = found.chosen is not None and m.point == found.chosen.point
+        colour = "gold" if chosen else "own" if m.feasible else "bad"
+        dots.append(Dot(f"{name} chosen".strip() if chosen else name, m.used, score.value, None, _ends(score), colour))
+    line = [(m.used, m.objective.value) for m in front(found.points)]
+    return scatter(dots, x_label=X_LABEL, y_label=found.objective, bound=1.0, line=line)
 
 
 def findings(found: Found) -> list[str]:
@@ -130,7 +140,7 @@ def _points(found: Found) -> Html:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    head = h("thead", h("tr", *(h("th", cell) for cell in header)))
+    head = h("thead", h("tr", *(h("th", cell, scope="col") for cell in header)))
     body = [h("tr", *(h("td", cell, data_label=name) for name, cell in zip(header, row, strict=True))) for row in rows]
     return h("table", head, h("tbody", *body))
 

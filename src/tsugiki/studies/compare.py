@@ -1,32 +1,37 @@
 """`tsugiki compare`: methods side by side on one base, one data set, one budget and the same seeds.
 
     <out>/  plan.json  shared/ (first stages)  runs/<arm>-<seed>/ (graft, log, proof)  arms/<arm>-<seed>.json
-            compare.html  compare.md  compare.json  pareto.png
+            compare.html  compare.md  compare.json  pareto.svg
 
 The front-end learns first, once for a seed; every arm begins with it and gets the same samples in the same order. An
 arm's file is written when it is done: a comparison that was stopped goes on with the same call. An arm that fails is
-told on the page; the others go on.
+told on the page; the others go on. So is one whose file is of another plan, other data or another version: what took
+hours is neither mixed up with the rest nor written over, unless it is asked for (`anew`), and then it is kept aside.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.data.files import atomic_write
-from tsugiki.errors import InputError, TsugikiError, UnknownNameError
+from tsugiki.data.files import atomic_write, sha256_file
+from tsugiki.errors import InputError, StoreError, TsugikiError, UnknownNameError
+from tsugiki.evals._charts import standalone
 from tsugiki.extras import require
 from tsugiki.studies import _compare_arm as arms
+from tsugiki.studies import _compare_figures as figures
 from tsugiki.studies import _compare_page
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies._build import build_model
 from tsugiki.studies._compare_arm import Place
-from tsugiki.studies._compare_figures import Tested, tested
+from tsugiki.studies._compare_figures import Tested
 from tsugiki.studies._compare_plan import Plan, Test
+from tsugiki.studies._compare_process import told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,8 @@ class Compared:
     """Arm -> its finished runs, in the order of the seeds."""
     failed: Mapping[str, str]
     """Arm and seed -> why."""
+    left_out: Mapping[str, str]
+    """Arms and seeds whose file is of another plan, other data or another version, or damaged -> what it is."""
     waiting: Sequence[str]
     """Arms and seeds that were not run yet."""
     tests: Sequence[Tested]
@@ -55,6 +62,7 @@ def compare(
     out: str | Path,
     *,
     only: Sequence[str] = (),
+    anew: bool = False,
     make: arms.Build | None = None,
     say: Callable[[str], None] = print,
 ) -> Compared:
@@ -64,6 +72,7 @@ def compare(
         plan: a YAML file, its fields, or a Plan.
         out: the comparison's folder.
         only: arms (`wings`), or arms under a seed (`wings:0`); () = all.
+        anew: run those that would be left out, too; what is there of them gets another name.
         make: builds models instead of `build_model`; then everything runs in this process. By default, and from a YAML
             file, each arm has a process of its own: its memory is its own, and a crash takes nothing along.
         say: told what goes on.
@@ -71,15 +80,15 @@ def compare(
     Raises:
         RecipeError: a plan that can't be run.
         UnknownNameError: an arm, method, task or suite that does not exist.
-        StoreError: `out` holds another comparison, or the disk is full.
+        StoreError: the disk is full.
+        InputError: no arm is finished.
     """
     require("statsmodels", extra="eval")
-    require("matplotlib", extra="eval")
     wanted, folder = plans.load(plan), Path(out)
     chosen = _chosen(wanted, only)
     alone = make is None and isinstance(plan, str | Path)
     places = [Place(out=folder, name=name, seed=seed) for seed in wanted.seeds for name in _ordered(wanted)]
-    todo = [place for place in places if (place.name, place.seed) in chosen and arms.read(wanted, place) is None]
+    todo = [place for place in places if (place.name, place.seed) in chosen and _open(wanted, place, anew, say)]
     kept = folder / "plan.json"
     if todo:  # what runs is this plan, whatever becomes of the file meanwhile
         atomic_write(kept, json.dumps(wanted.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=1))
@@ -88,7 +97,7 @@ def compare(
         say(f"{place.stem}: {number + 1} of {len(todo)}{_left(time.monotonic() - started, number, len(todo))}")
         try:
             if alone:
-                arms.told(kept, place, say)
+                told(kept, (folder, place.name, place.seed), say)
             else:
                 arms.run(wanted, place, make=make or build_model, say=say)
         except (TsugikiError, RuntimeError, MemoryError) as error:
@@ -109,41 +118,55 @@ def write(plan: Plan, folder: Path) -> Compared:
     found: dict[str, list[Mapping[str, Any]]] = {}
     waiting: list[str] = []
     failed: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for name in plan.arms:
         for seed in plan.seeds:
             place = Place(out=folder, name=name, seed=seed)
-            if (run := arms.read(plan, place)) is not None:
+            try:
+                run = arms.read(plan, place)
+            except StoreError as error:
+                left_out[place.stem] = str(error).replace(f"{folder}{os.sep}", "")
+                continue
+            if run is not None:
                 found.setdefault(name, []).append(run)
             elif _failure(place).is_file():
                 failed[place.stem] = _failure(place).read_text(encoding="utf-8").strip()
             else:
                 waiting.append(place.stem)
     if not found:
-        first = next(iter(failed.items()), None)
+        first = next(iter({**failed, **left_out}.items()), None)
         why = f"; {first[0]}: {first[1]}" if first is not None else ""
         raise InputError(f"no arm is finished{why}", expected="one at least", where=str(folder))
-    tests, untested = tested(plan, found)
+    tests, untested = figures.tested(plan, found)
     result = Compared(
-        out=folder, plan=plan, found=found, failed=failed, waiting=waiting, tests=tests, untested=untested
+        out=folder,
+        plan=plan,
+        found=found,
+        failed=failed,
+        left_out=left_out,
+        waiting=waiting,
+        tests=tests,
+        untested=untested,
     )
     content = {
         "plan": plan.model_dump(mode="json", exclude={"data"}),
+        "arms": [figures.summary(name, runs, plan.arms[name].published) for name, runs in found.items()],
         "rows": _compare_page.rows(result),
         "tests": [
             {"first": t.test.first, "second": t.test.second, "score": t.test.score, "difference": t.difference.value,
-             "low": t.difference.low, "high": t.difference.high, "items": t.difference.n, "p": t.pvalue,
-             "holm": t.corrected}
+             "low": t.difference.low, "high": t.difference.high, "items": t.difference.n, "seeds": t.seeds,
+             "p": t.pvalue, "holm": t.corrected}
             for t in result.tests
         ],
         "failed": failed,
+        "left_out": left_out,
         "waiting": waiting,
         "environment": next(iter(found.values()))[0]["environment"],
     }  # fmt: skip
-    picture = _compare_page.pareto(result)
-    atomic_write(folder / "pareto.png", picture)
+    atomic_write(folder / "pareto.svg", standalone(_compare_page.pareto(result)))
     atomic_write(folder / "compare.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     atomic_write(folder / "compare.md", _compare_page.markdown(result))
-    atomic_write(result.report, _compare_page.html(result, picture))
+    atomic_write(result.report, _compare_page.html(result))
     return result
 
 
@@ -161,6 +184,22 @@ def _chosen(plan: Plan, only: Sequence[str]) -> set[tuple[str, int]]:
         for each in (int(seed),) if seed else plan.seeds:
             found |= {(n, each) for n in (name, plan.arms[name].mix_of) if n}
     return found
+
+
+def _open(plan: Plan, place: Place, anew: bool, say: Callable[[str], None]) -> bool:
+    """Whether an arm has still to be run; told where what is there of it is no part of this comparison."""
+    try:
+        return arms.read(plan, place) is None
+    except StoreError as error:
+        if not anew:
+            say(f"{place.stem} is left out: {error}")
+            return False
+    mark = sha256_file(place.file)[:8]  # another one each time
+    for path, end in ((place.file, ".json"), (place.run, "")):
+        if path.exists():
+            path.rename(path.with_name(f"{place.stem}.{mark}{end}"))
+    say(f"{place.stem} is run anew; what was there is kept as {place.stem}.{mark}")
+    return True
 
 
 def _failure(place: Place) -> Path:

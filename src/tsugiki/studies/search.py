@@ -245,7 +245,7 @@ def _write(found: Found, settings: Mapping[str, Any]) -> None:
     }
     picture = _pareto.png(found.points, found.objective, found.chosen)
     atomic_write(found.folder / "pareto.png", picture)
-    atomic_write(found.folder / "search.html", _pareto.page_of(found, picture))
+    atomic_write(found.folder / "search.html", _pareto.page_of(found))
     atomic_write(found.folder / "search.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -53,7 +53,7 @@ class Hardness:
         self._expected.append(rows)
 
     @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
+    def listening(self, model: Any) -> Iterator[None]:
         """Hear the losses of the rows that pass the model's forward: whatever a loss makes of the logits, it has no
         others."""
         handle = model.register_forward_hook(self._hear, with_kwargs=True)
