@@ -42,8 +42,10 @@ def test_own_prompts_are_asked_alone_with_int8_and_a_budget(run: Run, tmp_path: 
     (tmp_path / "budget.yaml").write_text("own_answers@int8.kl: 0\nown_answers@picture@int8.loss: 0.000001\n")
     result = run("--own", "own.jsonl", "--limit", 5, "--int8", "--budget", "budget.yaml", "-o", "scores.json")
     assert result.exit_code == 1, result.stderr
-    assert result.stderr.startswith("Error: own_answers@picture@int8.loss dropped by ")
-    assert "; it takes about " in result.stderr or "over the budget" in result.stderr
+    said, error = result.stderr.splitlines()
+    assert said.startswith("@int8: int8 weights, ")
+    assert error.startswith("Error: own_answers@picture@int8.loss dropped by ")
+    assert "; it takes about " in error or "over the budget" in error
     scores = {f"{s.task}.{s.metric}": s for s in results.read("scores.json")}
     places = ("", "@picture", "@int8", "@picture@int8")
     assert set(scores) == {f"own_answers{place}.{metric}" for place in places for metric in ("loss", "kl")}

@@ -46,6 +46,8 @@ def test_without_a_lost_item_the_floor_holds() -> None:
     score = stats.score("t", "accuracy", same, same)
     assert score.spread == 0 and budget.items_needed(score, 0.05) == power.items_needed(0.05, 0.0, binary=True)
     assert budget.items_needed(stats.score("t", "loss", [0.5, 0.7, 0.9], [0.5, 0.7, 0.9]), 0.05) == 2
+    whole = stats.score("t", "agreement", [1.0] * 9, [1.0] * 9)
+    assert budget.items_needed(whole, 0.05) == power.items_needed(0.05, 0.0, binary=True)
 
 
 def test_items_needed_of_a_score_are_those_of_its_items() -> None:

@@ -75,6 +75,13 @@ def check(budget: Mapping[str, float] | None, settings: Mapping[str, Any]) -> No
         check_lines(budget, suites, after_picture=True, int8=bool(settings.get("int8")))
 
 
+def held() -> str:
+    """How int8 weights are held, in words."""
+    from tsugiki.evals import quantised
+
+    return quantised.how()
+
+
 def power(scores: Sequence[Score], budget: Mapping[str, float] | None) -> Table:
     """The smallest drop that each score's items can show, and how many show one as small as the budget."""
     from rich.table import Table

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from tsugiki.cli._app import Base, Model, app, complain, counting, err, example, out, say, show
 from tsugiki.cli._bank import BankOption, Calibrate, Form, Neighbours, demos
-from tsugiki.cli._retained import RETENTION, Int8, OwnFile, asked, check, power
+from tsugiki.cli._retained import RETENTION, Int8, OwnFile, asked, check, held, power
 from tsugiki.errors import DataError, ImageError, InputError, TsugikiError
 
 if TYPE_CHECKING:
@@ -219,6 +219,8 @@ def evaluate(
     out.print(table(scores))
     if RETENTION in results:
         out.print(power(results[RETENTION].scores, limits))
+        if int8:
+            say(f"@int8: {held()}")
     if file is not None:
         told = {"tasks": list(names), "limit": limit, "seconds": seconds, "bank": None if bank is None else str(bank)}
         told |= {key: settings[key] for key in ("suites", "int8") if key in settings}

@@ -147,7 +147,9 @@ def items_needed(score: Score, drop: float) -> float | None:
     """
     if score.spread is None:
         return None
-    binary = score.metric == "accuracy"
+    # What yes/no items can show is never less than a floor (`power`), which binds here or not at any larger n.
+    free = power.smallest_drop(score.spread, score.n, binary=False)
+    binary = score.detectable is not None and score.detectable > free * (1 + 1e-9)
     return power.items_needed(drop, score.spread, binary=binary) if drop > 0 else math.inf
 
 

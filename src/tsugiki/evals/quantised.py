@@ -41,11 +41,11 @@ def int8(*llms: Any) -> Iterator[str]:
     """
     linears = [linear for llm in llms for linear in _linears(llm)]
     kept = [linear.weight for linear in linears]
-    make, how = (_stored, f"torchao {version('torchao')}") if installed() else (rounded, "simulated per output channel")
+    make = _stored if installed() else rounded
     try:
         for linear in linears:
             linear.weight = nn.Parameter(make(linear.weight), requires_grad=False)
-        yield f"int8 weights, {how}"
+        yield how()
     finally:
         for linear, weight in zip(linears, kept, strict=True):
             linear.weight = weight
@@ -54,6 +54,11 @@ def int8(*llms: Any) -> Iterator[str]:
 def installed() -> bool:
     """Whether torchao is there."""
     return importlib.util.find_spec("torchao") is not None
+
+
+def how() -> str:
+    """What holds the weights, in words."""
+    return "int8 weights, " + (f"torchao {version('torchao')}" if installed() else "simulated per output channel")
 
 
 @torch.no_grad()
