@@ -14,7 +14,8 @@ from tsugiki.cli import _app, _models, _retained, app
 from tsugiki.data.files import sha256_file
 from tsugiki.errors import InputError
 from tsugiki.evals import power, results
-from tsugiki.evals.budget import SUITES
+from tsugiki.evals.budget import SUITES, items_needed
+from tsugiki.evals.tables import finite, number
 from tsugiki.testing import tiny_model
 from tsugiki.types import Score
 
@@ -39,13 +40,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 
 def test_own_prompts_are_asked_alone_with_int8_and_a_budget(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "budget.yaml").write_text("own_answers@int8.kl: 0\nown_answers@picture@int8.loss: 0.000001\n")
+    (tmp_path / "budget.yaml").write_text("own_answers@int8.kl: 0\nown_answers@picture@int8.kl: 0.000001\n")
     result = run("--own", "own.jsonl", "--limit", 5, "--int8", "--budget", "budget.yaml", "-o", "scores.json")
     assert result.exit_code == 1, result.stderr
     said, error = result.stderr.splitlines()
     assert said.startswith("@int8: int8 weights, ")
-    assert error.startswith("Error: own_answers@picture@int8.loss dropped by ")
-    assert "; it takes about " in error or "over the budget" in error
+    assert error.startswith("Error: own_answers@picture@int8.kl dropped by ")
+    assert error.endswith("over the budget of 1e-06 (own_answers@picture@int8.kl)")
     scores = {f"{s.task}.{s.metric}": s for s in results.read("scores.json")}
     places = ("", "@picture", "@int8", "@picture@int8")
     assert set(scores) == {f"own_answers{place}.{metric}" for place in places for metric in ("loss", "kl")}
@@ -57,12 +58,13 @@ def test_own_prompts_are_asked_alone_with_int8_and_a_budget(run: Run, tmp_path: 
     assert {"file": "own.jsonl", "sha256": sha256_file("own.jsonl")} in content["data"]
     kept, broken = sorted(content["budget"], key=lambda line: line["figure"])
     assert (kept["figure"], kept["holds"], kept["limit"]) == ("own_answers@int8.kl", True, 0)
-    assert (broken["line"], broken["holds"], broken["items"]) == ("own_answers@picture@int8.loss", False, 5)
-    assert broken["worst"] > 1e-6 < broken["items_needed"]
+    assert (broken["line"], broken["holds"], broken["items"]) == ("own_answers@picture@int8.kl", False, 5)
+    needed = items_needed(scores["own_answers@picture@int8.kl"], 1e-6)
+    assert needed is not None and needed > 5 and broken["items_needed"] == finite(needed)
 
     told = result.stdout[result.stdout.index("What these items can show") :]
-    row = next(line for line in told.splitlines() if "own_answers@picture@int8.loss" in line)
-    assert f"{broken['items_needed']:.0f}" in row.split("│")[-2]
+    row = next(line for line in told.splitlines() if "own_answers@picture@int8.kl" in line)
+    assert (number(needed) if needed == float("inf") else f"{needed:.0f}") in row.split("│")[-2]
     (tmp_path / "budget.yaml").write_text("own_answers.kl: 0\nloss@picture: 100\n")
     assert run("--own", "own.jsonl", "--limit", 5, "--budget", "budget.yaml").exit_code == 0
 
