@@ -68,8 +68,8 @@ def read(path: str | Path) -> list[Own]:
 def _own(record: Any, where: str) -> Own:
     line = _fields.mapping(record, where, KEYS)
     asked = line.get("prompt")
-    turns = isinstance(asked, list)
-    prompt = prompt_of(_turns(asked, where) if turns else _fields.text(asked, f"{where} prompt"), "own", where)
+    said = _turns(asked, where) if isinstance(asked, list) else _fields.text(asked, f"{where} prompt")
+    prompt = prompt_of(said, "own", where)
     given = line.get("options")
     options = _options(given, f"{where} options") if given is not None else ()
     answer = _fields.text(line["answer"], f"{where} answer") if "answer" in line else ""
