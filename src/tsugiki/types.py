@@ -244,6 +244,8 @@ class Score:
     """False where the base is not clearly above chance: printed, never judged."""
     detectable: float | None = None
     """Smallest drop that this n can tell from nothing (80 % power, 5 % two-sided)."""
+    spread: float | None = None
+    """Standard deviation of the paired differences, from which the items that another drop takes follow."""
     version: int = 1
     """Of the task's definition."""
     yardsticks: Mapping[str, float] = field(default_factory=dict)

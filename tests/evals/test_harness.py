@@ -98,12 +98,14 @@ def test_generated_answers_are_greedy_ones_and_judged_by_the_rules(model: Any) -
                 new = ids[0, inputs["input_ids"].shape[1] :]
                 expected.append(model.tokenizer.decode(new, skip_special_tokens=True).strip())
             checks = [
-                [["exact", {"answer": expected[0]}]],
-                [["exact", {"answer": "no such"}]],
-                [["regex", {"pattern": "."}]],
+                [["one_of", {"options": [expected[0]]}]],
+                [["one_of", {"options": ["no such"]}]],
+                [["words_at_least", {"n": 0}]],
             ]
             documents = [{"context": p, "checks": json.dumps(c)} for p, c in zip(prompts, checks, strict=True)]
-            found = harness.outcomes(harness.chat_lm(model, shown, llm=llm), {"own_answers": documents})["own_answers"]
+            found = harness.outcomes(harness.chat_lm(model, shown, llm=llm), {"instructions": documents})[
+                "instructions"
+            ]
             assert [o.text for o in found] == expected
             assert [o.value for o in found] == [1.0, 0.0, 1.0]
 
@@ -137,7 +139,6 @@ def test_local_tasks() -> None:
         "definition_choice",
         "instructions",
         "next_sentence",
-        "own_answers",
         "title_choice",
         "wiki_loss",
     ]

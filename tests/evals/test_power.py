@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsugiki.errors import DataError
-from tsugiki.evals import power, stats
+from tsugiki.evals import budget, power, stats
 
 
 def test_the_formula_in_the_docstring() -> None:
@@ -43,8 +43,20 @@ def test_without_a_lost_item_the_floor_holds() -> None:
     assert power.smallest_drop(0.0, 5, binary=True) == math.inf
     assert power.items_needed(0.05, 0.0, binary=True) == pytest.approx(157, abs=2)
     same = [1, 0] * 20
-    assert stats.items_needed(0.05, same, same) == power.items_needed(0.05, 0.0, binary=True)
-    assert stats.items_needed(0.05, [0.5, 0.7, 0.9], [0.5, 0.7, 0.9]) == 2
+    score = stats.score("t", "accuracy", same, same)
+    assert score.spread == 0 and budget.items_needed(score, 0.05) == power.items_needed(0.05, 0.0, binary=True)
+    assert budget.items_needed(stats.score("t", "loss", [0.5, 0.7, 0.9], [0.5, 0.7, 0.9]), 0.05) == 2
+    whole = stats.score("t", "agreement", [1.0] * 9, [1.0] * 9)
+    assert budget.items_needed(whole, 0.05) == power.items_needed(0.05, 0.0, binary=True)
+
+
+def test_items_needed_of_a_score_are_those_of_its_items() -> None:
+    own, base = [1.0, 0.7, 0.4, 0.9, 0.2], [0.9, 0.8, 0.4, 0.6, 0.4]
+    score = stats.score("t", "loss", own, base)
+    assert score.spread == pytest.approx(np.std(np.subtract(own, base)), rel=0.05)
+    assert budget.items_needed(score, 0.01) == power.items_needed(0.01, score.spread or 0, binary=False)
+    assert budget.items_needed(score, 0.0) == math.inf
+    assert budget.items_needed(stats.score("t", "loss", own), 0.01) is None
 
 
 @pytest.mark.parametrize("drop", [0.0, -0.1, float("nan")])

@@ -13,7 +13,7 @@ import transformers
 from tsugiki import store, testing
 from tsugiki.data.files import sha256_file
 from tsugiki.errors import DataError
-from tsugiki.evals import results
+from tsugiki.evals import budget, results
 from tsugiki.types import Score
 
 SCORES = [
@@ -25,10 +25,13 @@ SCORES = [
 def test_scores_come_back_with_what_they_were_measured_with(tmp_path: Path) -> None:
     data, file, model = tmp_path / "test.jsonl", tmp_path / "scores.json", testing.tiny_model()
     data.write_text("x")
-    results.write(file, SCORES, model, data=[data], settings={"limit": 9})
+    verdicts = budget.judge(SCORES, {"wiki.loss": 0.2})
+    results.write(file, SCORES, model, data=[data], settings={"limit": 9}, verdicts=verdicts)
     assert results.read(file) == SCORES
     content = json.loads(file.read_text())
     assert content["version"] == results.VERSION and content["settings"] == {"limit": 9}
+    (line,) = content["budget"]
+    assert (line["figure"], line["limit"], line["holds"], line["items"]) == ("wiki.loss", 0.2, True, 9)
     assert content["data"] == [{"file": "test.jsonl", "sha256": sha256_file(data)}]
     assert content["model"]["graft_sha256"] == store.graft_sha256(model)
     assert content["model"]["guarantee"] == "exact" and content["model"]["base"]["tensors_sha256"]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import tsugiki
 from tsugiki import grafts, testing
 from tsugiki.errors import DataError, InputError, UnknownNameError
-from tsugiki.evals import prompts, retention
+from tsugiki.evals import budget, power, prompts, retention, rules
 from tsugiki.evals._sides import CONTINUE, Sides, joined
 from tsugiki.evals.harness import LEAD
 from tsugiki.evals.text_items import Choice
@@ -24,6 +24,7 @@ CHOICES = [Choice(f"c{i}", f"{i} and one is", ("1", "22", "333", "4444"), i % 4)
 MATERIAL = retention.Material(
     texts=TEXTS,
     choices={"title_choice": CHOICES, "next_sentence": CHOICES},
+    instructions=rules.instructions(2),
     prompts=prompts.bundled()[:4],
     pictures=testing.tiny_images(2),
 )
@@ -42,7 +43,14 @@ def test_an_exact_model_lost_exactly_nothing_on_text(graft: str) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     scores = by_name(retention.retention(model, **QUICK))
     text = {name: s for name, s in scores.items() if retention.AFTER not in name}
-    assert set(text) == {"wiki.loss", "wiki.kl", "title_choice.accuracy", "next_sentence.accuracy", "answers.agreement"}
+    assert set(text) == {
+        "wiki.loss",
+        "wiki.kl",
+        "title_choice.accuracy",
+        "next_sentence.accuracy",
+        "instructions.accuracy",
+        "answers.agreement",
+    }
     assert {f"{n.split('.')[0]}{retention.AFTER}.{n.split('.')[1]}" for n in text} == set(scores) - set(text)
     for score in text.values():
         assert score.difference == 0 and score.difference_low == 0 and score.difference_high == 0, score
@@ -73,12 +81,33 @@ def test_chance_level_questions_are_uninformative() -> None:
     assert not blind.holds and blind.violations
 
 
+@pytest.mark.parametrize("place", ["", "@picture"])
+def test_instructions_are_greedy_answers_in_a_conversation_judged_by_the_rules(place: str) -> None:
+    model, items = testing.tiny_model(seed=3), rules.instructions(4)
+    material = replace(MATERIAL, instructions=items)
+    scores = by_name(retention.retention(model, suites=["instructions"], material=material))
+    base: list[str] = []
+    for item in items:
+        text = (LEAD if place else "") + item.prompt
+        prompt = model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        ids = torch.tensor([model.tokenizer(prompt)["input_ids"]])
+        new = model.language_model.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.shape[1] :]
+        base.append(model.tokenizer.decode(new, skip_special_tokens=True))
+    score = scores[f"instructions{place}.accuracy"]
+    kept = [rules.follows(answer, item.checks) for answer, item in zip(base, items, strict=True)]
+    assert score.base == pytest.approx(sum(kept) / 4) and score.n == 4
+    chance = sum(rules.follows(base[(i + 1) % 4], item.checks) for i, item in enumerate(items)) / 4
+    assert f"chance {chance:.2f}" in score.note and not score.informative
+
+
 def test_a_budget_that_would_judge_nothing_is_refused_before_the_run() -> None:
     told: list[str] = []
-    for budget, suites, after in (({"wiki.loss": 1}, ["answers"], True), ({"loss@picture": 1}, ["wiki"], False)):
+    for limits, suites, after in (({"wiki.loss": 1}, ["answers"], True), ({"loss@picture": 1}, ["wiki"], False)):
         with pytest.raises(DataError, match="judges nothing"):
             retention.retention(
-                testing.tiny_model(), budget=budget, suites=suites, after_picture=after, progress=told.append, **QUICK
+                testing.tiny_model(), budget=limits, suites=suites, after_picture=after, progress=told.append, **QUICK
             )
     assert not told
 
@@ -191,12 +220,45 @@ def test_the_closest_line_of_a_budget_judges() -> None:
     assert [v.key for v in found] == ["loss", "wiki@picture.loss"]
     with pytest.raises(DataError, match="kl judges nothing"):
         retention.apply_budget([text, after], {"loss": 0.2, "kl": 0.1})
+    quantised = [replace(s, task=f"{s.task}@int8") for s in (text, after)]
+    lines = {"loss": 1.0, "loss@picture": 1.0, "wiki@int8.loss": 0.05, "loss@picture@int8": 0.2}
+    verdicts = budget.judge([text, after, *quantised], lines)
+    assert [(v.key, v.holds) for v in verdicts] == [
+        ("loss", True),
+        ("loss@picture", True),
+        ("wiki@int8.loss", False),
+        ("loss@picture@int8", False),
+    ]
+
+
+def test_what_a_budget_asks_for() -> None:
+    assert budget.suites_of({"wiki.loss": 0.1}) == (["wiki"], False, False)
+    assert budget.suites_of({"agreement@picture": 0.1}) == (["answers"], True, False)
+    assert budget.suites_of({"arithmetic@picture@int8.accuracy": 0, "wiki.kl": 1}) == (
+        ["wiki", "arithmetic"],
+        True,
+        True,
+    )
+    assert budget.places(True, True) == ["", "@picture", "@int8", "@picture@int8"]
+    assert budget.places(False, True) == ["", "@int8"] and budget.places(True, False) == ["", "@picture"]
+
+
+def test_too_few_items_are_told_with_how_many_it_takes() -> None:
+    (found,) = retention.apply_budget([score("loss", 0.01, 0.02, spread=0.1)], {"loss": 0.02})
+    needed = power.items_needed(0.02, 0.1, binary=False)
+    assert str(found).endswith(f"; it takes about {needed:.0f}") and needed > 50
+    record = found.record()
+    assert record["items_needed"] == needed and record["figure"] == "wiki.loss" and record["holds"] is False
+    (none,) = retention.apply_budget([score("loss", 0.01, 0.02, spread=0.1)], {"loss": 0.0})
+    assert none.record()["items_needed"] is None
 
 
 def test_budget_files(tmp_path: Path) -> None:
     file = tmp_path / "budget.yaml"
     file.write_text("# drops\nwiki.loss: 0.02\naccuracy: 0.05\nwiki@picture.kl: 1\n")
     assert retention.load_budget(file) == {"wiki.loss": 0.02, "accuracy": 0.05, "wiki@picture.kl": 1.0}
+    file.write_text("mmlu.accuracy: 0.01\nown_answers@picture@int8.loss: 0\nloss@int8: 0.02\n")
+    assert set(retention.load_budget(file)) == {"mmlu.accuracy", "own_answers@picture@int8.loss", "loss@int8"}
     for text, error, match in (
         ("wiki.los: 1", UnknownNameError, "wiki.loss"),
         ("loss: -1", DataError, "loss"),

@@ -28,8 +28,6 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("language", {"language": "es"}, "El gato es de la casa y no del perro.", "Le chat est sur la table."),
     ("language", {"language": "de"}, "Der Hund und die Katze sind nicht im Haus.", "El gato y el perro."),
     ("language", {"language": "ja"}, "雪は白いです。", "snow"),
-    ("exact", {"answer": "Forty two"}, " forty  two.", "forty"),
-    ("regex", {"pattern": r"\d+ mm"}, "It is 12 mm.", "12 cm"),
 ]
 
 
@@ -40,17 +38,28 @@ def test_a_rule_tells_good_from_bad(name: str, arguments: dict[str, Any], good: 
 
 
 def test_every_rule_is_tried() -> None:
-    assert {name for name, *_ in CASES} == {*rules.RULES, *rules.GIVEN}
+    assert {name for name, *_ in CASES} == set(rules.RULES)
 
 
 def test_made_prompts() -> None:
     items = rules.instructions(60)
     assert items[:20] == rules.instructions(20) != rules.instructions(20, seed=1)
-    assert {name for i in items for name, _ in i.checks} == set(rules.RULES)
+    for part in (items[:14], items[14:28], items[:28:2], items[1:28:2]):
+        assert {name for i in part for name, _ in i.checks} == set(rules.RULES)
     assert not any("{" in i.prompt for i in items)
     document = items[2].document()
     assert json.loads(document["checks"]) == [["lower_case", {}]]
     assert rules.judge(document, ["all small"]) == {"acc": 1.0} and rules.judge(document, ["No"]) == {"acc": 0.0}
+
+
+def test_chance_is_what_answers_keep_that_were_not_given_to_the_rule() -> None:
+    small, quoted, listed = (rules.Instruction("", "", ((n, a),)) for n, a, *_ in (CASES[2], CASES[12], CASES[9]))
+    answers = ['"all small"', '"so it is"', "- a\n- b"]
+    assert all(rules.follows(a, i.checks) for a, i in zip(answers, (small, quoted, listed), strict=True))
+    # "so it is" is small; - a - b is not quoted; "all small" is no list.
+    assert rules.unread(answers, [small, quoted, listed]) == pytest.approx(1 / 3)
+    assert rules.unread(["", "", ""], [small, quoted, listed]) == 0
+    assert rules.unread(answers[:1], [small]) == 0
 
 
 def test_wrong_rules_are_named() -> None:

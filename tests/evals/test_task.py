@@ -13,6 +13,7 @@ from tsugiki import testing
 from tsugiki.data import schema
 from tsugiki.errors import DataError, InputError, UnknownNameError
 from tsugiki.evals import task, tasks
+from tsugiki.evals.budget import SUITES
 from tsugiki.evals.task import Settings
 from tsugiki.types import Message, Sample, Score
 
@@ -101,7 +102,7 @@ def test_samples_come_in_random_order_fixed_by_the_seed() -> None:
     assert sorted(order(0)) == sorted(s.id for s in questions(30)) and order(0) != [s.id for s in questions(30)]
 
 
-def test_retention_is_a_task_that_brings_its_own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention_is_a_task_that_brings_its_own_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: dict[str, Any] = {}
 
     def retention(model: Any, **options: Any) -> list[Score]:
@@ -115,6 +116,13 @@ def test_retention_is_a_task_that_brings_its_own_texts(monkeypatch: pytest.Monke
         scores = task.evaluate(None, "retention", data, limit=7, progress=lambda *a: seen.append(a))
         assert [s.metric for s in scores] == ["loss"]
     assert given["n"] == 7 and seen == [("retention", 1, 0)] * 2
+    assert (given["suites"], given["own"], given["int8"]) == (SUITES, (), False)
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(f'{{"prompt": "{i}?"}}\n' for i in range(9)))
+    task.evaluate(None, "retention", suites=["wiki"], own=own, int8=True)
+    assert (given["suites"], len(given["own"]), given["int8"]) == (["wiki"], 9, True)
+    task.evaluate(None, "retention", own=own, limit=4)
+    assert len({item.prompt.text for item in given["own"]}) == 4
 
 
 def test_the_same_question_is_asked_once() -> None:

@@ -13,6 +13,7 @@ from tests.mixing._folders import llm
 from tsugiki.data import schema
 from tsugiki.errors import DataError, InputError, StoreError, UnknownNameError
 from tsugiki.evals.retention import Material
+from tsugiki.evals.rules import RULES, instructions
 from tsugiki.evals.text_items import Choice
 from tsugiki.studies import _graded, _pareto
 from tsugiki.studies._points import Measured, Point, read
@@ -199,6 +200,10 @@ def test_the_halves_of_the_texts_share_nothing() -> None:
     assert [
         c for pair in zip(one.choices["title_choice"], two.choices["title_choice"], strict=False) for c in pair
     ] == (choices[:6])
+    one, two = _graded._halves(Material(instructions=instructions(28)))
+    for half in (one, two):
+        assert {name for item in half.instructions for name, _ in item.checks} == set(RULES)
+    assert not {item.id for item in one.instructions} & {item.id for item in two.instructions}
 
 
 def test_grafts_are_scored_on_halves_that_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +229,8 @@ def test_grafts_are_scored_on_halves_that_share_nothing(tmp_path: Path, monkeypa
     assert not set(seen.material.texts) & set(other.material.texts)
     with pytest.raises(DataError, match="same pixels"):
         _graded.both(["decisions"], files[0], files[0], load=lambda folder: model, budget=budget, items=3)
+    with pytest.raises(DataError, match="own_options.accuracy judges nothing"):
+        _graded.both(["decisions"], *files, load=lambda folder: model, budget={"own_options.accuracy": 0.1}, items=3)
     with pytest.raises(InputError, match="no task"):
         _graded.both(["retention"], *files, load=lambda folder: model, budget=budget)
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from tsugiki.cli._app import Base, Model, app, complain, counting, err, example, out, say, show
 from tsugiki.cli._bank import BankOption, Calibrate, Form, Neighbours, demos
+from tsugiki.cli._retained import RETENTION, Int8, OwnFile, asked, check, held, power
 from tsugiki.errors import DataError, ImageError, InputError, TsugikiError
 
 if TYPE_CHECKING:
@@ -174,13 +175,18 @@ def predict(
 def evaluate(
     model: Model,
     task: Annotated[
-        list[str] | None, typer.Option("--task", "--suite", help="Several times. Default: what the data can score.")
+        list[str] | None,
+        typer.Option(
+            "--task", "--suite", help="A task or a suite of retention; several times. Default: what the data can score."
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Own JSONL. Default: the tasks' own data.")] = None,
     train: Annotated[Path | None, typer.Option(help="The training JSONL: the yardsticks learn from it.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many samples of a task.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop a task after so long; n is printed.")] = None,
     budget: Annotated[Path | None, typer.Option(help="YAML of largest drops; exit code 1 where one is broken.")] = None,
+    own: OwnFile = None,
+    int8: Int8 = False,
     file: Annotated[Path | None, typer.Option("--out", "-o", help="Write the scores as JSON.")] = None,
     page: Annotated[
         Path | None, typer.Option("--report", help="Write scores and answers on their pictures, as .html or .md.")
@@ -197,12 +203,13 @@ def evaluate(
     from tsugiki.evals import report
     from tsugiki.evals import results as results_file
     from tsugiki.evals import task as tasks
-    from tsugiki.evals.retention import apply_budget, load_budget
+    from tsugiki.evals.budget import apply_budget, judge, load_budget
     from tsugiki.evals.tables import table
 
     limits = None if budget is None else load_budget(budget)
-    names = task or _scorable(data, limit)
-    settings: dict[str, Any] = {} if train is None else {"train": schema.load(train)}
+    names, settings = asked(task or ([] if own is not None and data is None else _scorable(data, limit)), own, int8)
+    check(limits, settings)
+    settings |= {} if train is None else {"train": schema.load(train)}
     settings |= {"calibrate": True} if calibrate else {}
     loaded = load_model(model, base)
     if bank is not None:  # apart: what shows nearly the same as a query would give its answer away
@@ -212,10 +219,16 @@ def evaluate(
         results = tasks.measure(loaded, names, data, limit=limit, seconds=seconds, progress=tell, **settings)
     scores = [score for result in results.values() for score in result.scores]
     out.print(table(scores))
+    if RETENTION in results:
+        out.print(power(results[RETENTION].scores, limits))
+        if int8:
+            say(f"@int8: {held()}")
     if file is not None:
-        asked = {"tasks": list(names), "limit": limit, "seconds": seconds, "bank": None if bank is None else str(bank)}
-        read = [path for path in (data, train, budget) if path is not None]
-        results_file.write(file, scores, loaded, data=read, settings=asked)
+        told = {"tasks": list(names), "limit": limit, "seconds": seconds, "bank": None if bank is None else str(bank)}
+        told |= {key: settings[key] for key in ("suites", "int8") if key in settings}
+        read = [path for path in (data, train, budget, own) if path is not None]
+        verdicts = [] if limits is None else judge(scores, limits)
+        results_file.write(file, scores, loaded, data=read, settings=told, verdicts=verdicts)
     if page is not None:
         answers = [answer for result in results.values() for answer in result.answers]
         report.write(report.Report(title=f"Scores of {model}", scores=scores, answers=answers), page)

@@ -5,7 +5,7 @@ Shapes: B rows, T positions, L label positions, V vocabulary. Losses are in nats
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from tsugiki import identity
+from tsugiki.data.prompt import IGNORE
 from tsugiki.errors import DataError, InputError
 from tsugiki.evals._reference import load_bare
 from tsugiki.evals.harness import after_picture
-from tsugiki.evals.options import without_pictures
+from tsugiki.evals.options import last_turn, without_pictures
 from tsugiki.evals.prompts import Prompt
-from tsugiki.types import Batch, ImageSource, Message, Sample
+from tsugiki.types import TEXT, Batch, ImageSource, Message, Sample
 
 CONTINUE = "Continue this text: "
+_AFTER_TEXT = {"attention_mask": 1, "token_kind": TEXT, "image_index": -1, "question": 0}
+"""What stands at positions of an answer, in the inputs that have a value a position."""
 _GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
@@ -34,6 +37,25 @@ class Losses:
     base: list[float]
     divergence: list[float]
     """KL(base || model)."""
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Greedy answers to one prompt, as token ids, and the inputs that they were answers to."""
+
+    own: list[int]
+    base: list[int]
+    shown: Mapping[str, Tensor]
+    """What the own side was asked."""
+    plain: Mapping[str, Tensor]
+    """What the base was asked: the same words."""
+
+    @property
+    def agreement(self) -> float:
+        """Common first tokens / tokens of the longer answer."""
+        pairs = enumerate(zip(self.own, self.base, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(self.own), len(self.base)))
+        return same / max(len(self.own), len(self.base), 1)
 
 
 class Sides:
@@ -71,6 +93,15 @@ class Sides:
         with self.model.detached() as llm:
             yield llm
 
+    @property
+    def llms(self) -> list[Any]:
+        """The LLMs that run: the composite's, and the base where it is another object."""
+        return [self.model.language_model, *([] if self._base is None else [self._base])]
+
+    def unproven(self) -> Sides:
+        """The same sides, both measured on text requests."""
+        return Sides(self.model, base=self._base)
+
     @torch.no_grad()
     def text_losses(self, texts: Sequence[str], batch_size: int = 4) -> Iterator[Losses]:
         """Every token of bare texts, in batches of like shapes."""
@@ -90,45 +121,78 @@ class Sides:
         for i, text in enumerate(texts):
             head, tail = _halves(text)
             asked = Message.of("user", CONTINUE + head), Message.of("assistant", tail)
-            sample = Sample(id=str(i), messages=after_picture(asked, pictures[i % len(pictures)]))
-            shown: Batch = self.model.encode_samples([sample], labels=True)
-            plain: Batch = self.model.encode_samples([without_pictures(sample)], labels=True)
-            output = self.model(**shown.inputs())
-            assert plain.labels is not None
-            at = (plain.labels[0] != -100).nonzero()[:, 0]  # [L]
-            with self.base() as llm:
-                logits = llm(input_ids=plain.input_ids, attention_mask=plain.attention_mask).logits[0, at - 1]
-            labels = plain.labels[0, at]
-            if torch.equal(output.label_ids.cpu(), labels.cpu()):  # a template may cut a token at the picture
-                yield _losses([_compare(output.logits[0], logits, labels.tolist())])
+            messages = after_picture(asked, pictures[i % len(pictures)])
+            yield from self.answer_losses([Sample(id=str(i), messages=messages)])
 
     @torch.no_grad()
+    def answer_losses(self, samples: Sequence[Sample]) -> Iterator[Losses]:
+        """The last turn of each conversation; the base reads the same words without pictures."""
+        for sample in samples:
+            plain: Batch = self.model.encode_samples([without_pictures(sample)], labels=True)
+            assert plain.labels is not None
+            at = torch.tensor(last_turn((plain.labels[0] != IGNORE).tolist())).nonzero()[:, 0]  # [L]
+            labels = plain.labels[0, at].cpu()
+            words = {"input_ids": plain.input_ids, "attention_mask": plain.attention_mask}
+            with self.base() as llm:
+                base = llm(**words).logits[0, at - 1]
+            if not sample.images:
+                own = base if self.proven else self.own(**words).logits[0, at - 1]
+            else:
+                output = self.model(**self.model.encode_samples([sample], labels=True).inputs())
+                if not torch.equal(output.label_ids[-len(at) :].cpu(), labels):
+                    continue  # the template cuts a token at the picture
+                own = output.logits[0][-len(at) :]
+            yield _losses([_compare(own, base, labels.tolist())])
+
+    @torch.no_grad()
+    def greedy(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, pictures: Sequence[ImageSource] = ()
+    ) -> Iterator[Greedy]:
+        """Both sides' answers. With pictures, the model is asked after an unrelated one and the base without it."""
+        options = {**_GREEDY, "max_new_tokens": max_new_tokens}
+        for i, prompt in enumerate(prompts):
+            turns = prompt.conversation
+            sample = Sample(
+                id=str(i), messages=after_picture(turns, pictures[i % len(pictures)]) if pictures else turns
+            )
+            plain = self.model.encode_samples([without_pictures(sample)], add_generation_prompt=True).inputs()
+            shown = plain
+            if pictures and self.own is self.model:
+                shown = self.model.encode_samples([sample], add_generation_prompt=True).inputs()
+            with self.base() as llm:
+                base = llm.generate(**plain, **options)[0, plain["input_ids"].shape[1] :].tolist()
+            own = base
+            if pictures or not self.proven:
+                own = self.own.generate(**shown, **options)[0, shown["input_ids"].shape[1] :].tolist()
+            yield Greedy(own, base, shown, plain)
+
     def agreements(
         self, prompts: Sequence[Prompt], max_new_tokens: int, pictures: Sequence[ImageSource] = ()
     ) -> Iterator[float]:
-        """Share of each greedy answer up to which model and base agree: common first tokens / tokens of the longer one.
-
-        With pictures, the model is asked after an unrelated one and the base without it.
-        """
+        """Share of each greedy answer up to which model and base agree."""
         if self.proven and not pictures:
-            yield from (1.0 for _ in prompts)
-            return
-        options = {**_GREEDY, "max_new_tokens": max_new_tokens}
-        for i, prompt in enumerate(prompts):
-            turns = tuple(Message.of(role, text) for role, text in prompt.turns)  # type: ignore[arg-type]
-            if pictures:
-                turns = after_picture(turns, pictures[i % len(pictures)])
-            sample = Sample(id=str(i), messages=turns)
-            plain = self.model.encode_samples([without_pictures(sample)], add_generation_prompt=True).inputs()
-            shown = self.model.encode_samples([sample], add_generation_prompt=True).inputs() if pictures else plain
-            inputs = plain if self.own is not self.model else shown
-            own = self.own.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
-            with self.base() as llm:
-                base = llm.generate(**plain, **options)[0, plain["input_ids"].shape[1] :].tolist()
-            same = next(
-                (k for k, (a, b) in enumerate(zip(own, base, strict=False)) if a != b), min(len(own), len(base))
-            )
-            yield same / max(len(own), len(base), 1)
+            return iter([1.0] * len(prompts))
+        return (found.agreement for found in self.greedy(prompts, max_new_tokens, pictures))
+
+    @torch.no_grad()
+    def losses_after(self, found: Greedy) -> Losses:
+        """Both sides' losses on the tokens of the base's own answer."""
+        with self.base() as llm:
+            base = _logits(llm, found.plain, found.base)
+        own = base if self.proven and found.shown is found.plain else _logits(self.own, found.shown, found.base)
+        return _losses([_compare(own, base, found.base)])
+
+
+def _logits(side: Any, asked: Mapping[str, Tensor], answer: Sequence[int]) -> Tensor:
+    """Logits [L, V] at which an answer of L tokens is predicted after what was asked, of 1 row."""
+    inputs, ids = dict(asked), asked["input_ids"]
+    for name, tensor in asked.items():
+        if tensor.shape == ids.shape and name in _AFTER_TEXT:
+            inputs[name] = torch.cat([tensor, tensor.new_full((1, len(answer)), _AFTER_TEXT[name])], 1)
+    inputs["input_ids"] = torch.cat([ids, ids.new_tensor([list(answer)])], 1)
+    start = ids.shape[1] - 1
+    logits: Tensor = side(**inputs).logits[0, start : start + len(answer)]
+    return logits
 
 
 def _compare(own: Tensor, base: Tensor, labels: Sequence[int]) -> tuple[int, float, float, float]:

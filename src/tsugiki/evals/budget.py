@@ -6,36 +6,47 @@ fail rather than pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tsugiki.errors import DataError, UnknownNameError
+from tsugiki.evals import power, published
 from tsugiki.evals.stats import MARGIN
+from tsugiki.evals.tables import finite
 from tsugiki.types import Score
 
 Budget = Mapping[str, float]
 """Largest drops: "wiki.loss", "title_choice@picture.accuracy", or a metric of all text requests ("loss"), or of all
-requests after a picture ("loss@picture")."""
+requests after a picture ("loss@picture"); with int8 weights "wiki@int8.loss", "loss@picture@int8"."""
 
-SUITES = ("wiki", "title_choice", "next_sentence", "definition_choice", "arithmetic", "answers")
+SUITES = ("wiki", "title_choice", "next_sentence", "definition_choice", "arithmetic", "instructions", "answers")
+OWN = ("own_options", "own_answers", "own_prompts")
+"""Of the user's own prompts (`evals.own`)."""
 METRICS = {
     "wiki": ("loss", "kl"),
     "title_choice": ("accuracy",),
     "next_sentence": ("accuracy",),
     "definition_choice": ("accuracy",),
     "arithmetic": ("accuracy",),
+    "instructions": ("accuracy",),
     "answers": ("agreement",),
+    **dict.fromkeys(published.available(), ("accuracy",)),
+    "own_options": ("accuracy",),
+    "own_answers": ("loss", "kl"),
+    "own_prompts": ("agreement", "loss", "kl"),
 }
 LOWER_IS_BETTER = frozenset({"loss", "kl"})
-AFTER = "@picture"
+AFTER, INT8 = "@picture", "@int8"
 
 
 @dataclass(frozen=True)
-class Violation:
-    """A drop that is not shown to be within its budget."""
+class Verdict:
+    """A score and the line of the budget that judges it."""
 
     score: Score
     key: str
@@ -43,6 +54,24 @@ class Violation:
     drop: float
     worst: float
     """The bad end of the drop's 95 % interval."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the drop is shown to be within its budget."""
+        return self.score.informative and self.worst <= self.limit
+
+    def record(self) -> dict[str, Any]:
+        """As plain values; infinities are None."""
+        figure = f"{self.score.task}.{self.score.metric}"
+        needed = finite(items_needed(self.score, self.limit))
+        return {
+            "figure": figure, "line": self.key, "limit": self.limit, "drop": self.drop, "worst": finite(self.worst),
+            "holds": self.holds, "items": self.score.n, "items_needed": needed,
+        }  # fmt: skip
+
+
+class Violation(Verdict):
+    """A drop that is not shown to be within its budget."""
 
     def __str__(self) -> str:
         name = f"{self.score.task}.{self.score.metric}"
@@ -53,9 +82,11 @@ class Violation:
             )
         if self.drop > self.limit:
             return f"{name} dropped by {self.drop:.4g}, over the budget of {self.limit:g} ({self.key})"
+        needed = items_needed(self.score, self.limit)
         return (
             f"{name} dropped by {self.drop:.4g}, in its interval by up to {self.worst:.4g}: {self.score.n} items "
             f"don't show that it is within the budget of {self.limit:g} ({self.key})"
+            + (f"; it takes about {needed:.0f}" if needed is not None and needed > self.score.n else "")
         )
 
 
@@ -88,18 +119,38 @@ def apply_budget(scores: Sequence[Score], budget: Budget) -> list[Violation]:
     Raises:
         DataError: a line for which nothing was measured.
     """
-    violations = []
-    used: set[str] = set()
-    for score in scores:
-        key = _key(f"{score.task}.{score.metric}", budget)
-        if key is None or score.difference is None:
-            continue
-        used.add(key)
-        drop, worst = _drop(score)
-        if not (score.informative and worst <= budget[key]):
-            violations.append(Violation(score, key, budget[key], drop, worst))
-    _refuse_idle_lines(set(budget) - used, [f"{s.task}.{s.metric}" for s in scores])
-    return violations
+    return [Violation(v.score, v.key, v.limit, v.drop, v.worst) for v in judge(scores, budget) if not v.holds]
+
+
+def judge(scores: Sequence[Score], budget: Budget) -> list[Verdict]:
+    """A verdict for each score that a line judges.
+
+    Raises:
+        DataError: a line for which nothing was measured.
+    """
+    named = [(s, _key(f"{s.task}.{s.metric}", budget)) for s in scores if s.difference is not None]
+    found = [Verdict(score, key, budget[key], *_drop(score)) for score, key in named if key is not None]
+    _refuse_idle_lines(set(budget) - {v.key for v in found}, [f"{s.task}.{s.metric}" for s in scores])
+    return found
+
+
+def line_of(score: Score, budget: Budget) -> float | None:
+    """The largest drop that the budget allows a score; None where no line judges it."""
+    key = _key(f"{score.task}.{score.metric}", budget)
+    return None if key is None else budget[key]
+
+
+def items_needed(score: Score, drop: float) -> float | None:
+    """With how many items like those of a score a drop would be told from nothing (`power.items_needed`).
+
+    `inf` for a drop of 0; None where the score has no base.
+    """
+    if score.spread is None:
+        return None
+    # What yes/no items can show is never less than a floor (`power`), which binds here or not at any larger n.
+    free = power.smallest_drop(score.spread, score.n, binary=False)
+    binary = score.detectable is not None and score.detectable > free * (1 + 1e-9)
+    return power.items_needed(drop, score.spread, binary=binary) if drop > 0 else math.inf
 
 
 def share_used(scores: Sequence[Score], budget: Budget) -> float:
@@ -119,30 +170,36 @@ def share_used(scores: Sequence[Score], budget: Budget) -> float:
     return used
 
 
-def suites_of(budget: Budget) -> tuple[list[str], bool]:
-    """The suites that its lines judge, and whether some are judged after a picture."""
+def suites_of(budget: Budget) -> tuple[list[str], bool, bool]:
+    """The suites that its lines judge, and whether some are judged after a picture, and with int8 weights."""
     lines = [key.rpartition(".") for key in budget]
-    tasks = [(task.removesuffix(AFTER), metric.removesuffix(AFTER)) for task, _, metric in lines]
+    tasks = [(task.partition("@")[0], metric.partition("@")[0]) for task, _, metric in lines]
     named = [s for s in SUITES if any(s == task or not task and metric in METRICS[s] for task, metric in tasks)]
-    return named, any(AFTER in key for key in budget)
+    return named, any(AFTER in key for key in budget), any(INT8 in key for key in budget)
+
+
+def places(after_picture: bool, int8: bool) -> list[str]:
+    """What is put behind a suite's name, in the order in which it is asked."""
+    return [f"{after}{form}" for form in ("", INT8)[: 1 + int8] for after in ("", AFTER)[: 1 + after_picture]]
 
 
 def _keys() -> list[str]:
-    places = ("", AFTER)
-    full = [f"{suite}{place}.{metric}" for suite, metrics in METRICS.items() for metric in metrics for place in places]
-    return [*full, *(f"{metric}{place}" for metric in {m for ms in METRICS.values() for m in ms} for place in places)]
+    where = places(True, True)
+    full = [f"{suite}{place}.{metric}" for suite, metrics in METRICS.items() for metric in metrics for place in where]
+    return [*full, *(f"{metric}{place}" for metric in {m for ms in METRICS.values() for m in ms} for place in where)]
 
 
 def _key(name: str, budget: Budget) -> str | None:
     """The line of the budget that judges the score `name` (task.metric): its own, else that of its metric."""
     task, _, metric = name.rpartition(".")
-    return next((k for k in (name, f"{metric}{AFTER if task.endswith(AFTER) else ''}") if k in budget), None)
+    _, at, place = task.partition("@")
+    return next((key for key in (name, f"{metric}{at}{place}") if key in budget), None)
 
 
-def check_lines(budget: Budget, suites: Sequence[str], after_picture: bool) -> None:
+def check_lines(budget: Budget, suites: Sequence[str], after_picture: bool, int8: bool = False) -> None:
     """Refuse, before the long run, a budget with lines that it would not judge."""
-    places = ("", AFTER) if after_picture else ("",)
-    names = [f"{suite}{place}.{metric}" for place in places for suite in suites for metric in METRICS[suite]]
+    where = places(after_picture, int8)
+    names = [f"{suite}{place}.{metric}" for place in where for suite in suites for metric in METRICS[suite]]
     _refuse_idle_lines(set(budget) - {_key(name, budget) for name in names}, names)
 
 

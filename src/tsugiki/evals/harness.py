@@ -25,6 +25,10 @@ from tsugiki.evals.options import OptionScorer, without_pictures
 from tsugiki.extras import require
 from tsugiki.types import ImagePart, ImageSource, Message, Sample, TextPart
 
+LONGEST = 256
+"""Tokens of an answer whose task sets no limit, as lm-eval has it."""
+SEED = 1234
+"""Of the choice of solved examples, as lm-eval has it."""
 LEAD = "Here is a picture. What I ask now has nothing to do with it.\n\n"
 
 Document = Mapping[str, Any]
@@ -63,17 +67,38 @@ def outcomes(lm: Any, documents: Mapping[str, Sequence[Document]]) -> dict[str, 
         UnknownNameError: no such task.
         DataError: a task without documents.
     """
-    lm_eval = require("lm_eval", extra="eval")
     with quiet():
         built = {name: _task(name, rows) for name, rows in documents.items()}
-        result = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=list(built.values()),
-            task_manager=require("lm_eval.tasks", extra="eval").TaskManager(include_defaults=False),
+    found = asked(lm, list(built.values()))
+    return {name: _outcomes(found[task.config.task], task) for name, task in built.items()}
+
+
+def asked(
+    lm: Any, tasks: Sequence[Any], *, fewshot: int = 0, items: Mapping[str, list[int]] | None = None
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Run tasks of lm-eval and return its record of every document, by the task's name.
+
+    Its `evaluate` and not `simple_evaluate`, which after each run collects what is installed: seconds, and git's
+    complaints where it runs outside a checkout.
+
+    Args:
+        fewshot: solved examples in front of each.
+        items: task name -> indices of the documents, ascending; None = all.
+    """
+    evaluator = require("lm_eval.evaluator", extra="eval")
+    for task in tasks:
+        task.set_config(key="num_fewshot", value=fewshot)
+        task.set_fewshot_seed(seed=SEED)
+    with quiet():
+        result = evaluator.evaluate(
+            lm=lm,
+            task_dict={task.config.task: task for task in tasks},
+            samples=None if items is None else dict(items),
             bootstrap_iters=0,  # intervals are paired, and so ours
             log_samples=True,
         )
-    return {name: _outcomes(result["samples"][task.config.task], task) for name, task in built.items()}
+    found: dict[str, list[Mapping[str, Any]]] = result["samples"]
+    return found
 
 
 def text_lm(model: Any, tokenizer: Any, *, batch_size: int = 8) -> Any:
@@ -106,7 +131,7 @@ def chat_lm(model: Any, pictures: Sequence[ImageSource] = (), *, llm: Any = None
     """
     base: Any = require("lm_eval.api.model", extra="eval").LM
 
-    def asked(request: Any, options: tuple[str, ...] = ()) -> Sample:
+    def sample_of(request: Any, options: tuple[str, ...] = ()) -> Sample:
         messages: tuple[Message, ...] = (Message.of("user", request.args[0]),)
         if pictures:
             messages = after_picture(messages, pictures[request.doc_id % len(pictures)])
@@ -117,18 +142,21 @@ def chat_lm(model: Any, pictures: Sequence[ImageSource] = (), *, llm: Any = None
         """Log-likelihoods of options as answers, and greedy answers."""
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            samples = []
-            for _, found in groupby(requests, key=lambda r: (r.task_name, r.doc_id)):
-                group = list(found)
-                samples.append(asked(group[0], tuple(request.args[1].strip() for request in group)))
-            scorer = OptionScorer(model, llm=llm, batch_size=batch_size)
-            return [(value, False) for found in scorer(samples) for value in found.logprobs]
+            groups = [list(found) for _, found in groupby(requests, key=lambda r: (r.task_name, r.doc_id))]
+            options = [[request.args[1].strip() for request in group] for group in groups]
+            # A published question may have an answer twice.
+            samples = [sample_of(g[0], tuple(dict.fromkeys(o))) for g, o in zip(groups, options, strict=True)]
+            scored = OptionScorer(model, llm=llm, batch_size=batch_size)(samples)
+            known = [dict(zip(found.options, found.logprobs, strict=True)) for found in scored]
+            return [(values[o], False) for values, found in zip(known, options, strict=True) for o in found]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             answers: list[str] = []
-            for length, found in groupby(requests, key=lambda r: r.args[1]["max_gen_toks"]):
+            for length, found in groupby(requests, key=lambda r: r.args[1].get("max_gen_toks", LONGEST)):
+                group = list(found)
                 answerer = FreeAnswerer(model, llm=llm, batch_size=batch_size, max_new_tokens=length)
-                answers += answerer([asked(request) for request in found])
+                said = answerer([sample_of(request) for request in group])
+                answers += [_until(text, r.args[1].get("until")) for text, r in zip(said, group, strict=True)]
             return answers
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
@@ -139,6 +167,13 @@ def chat_lm(model: Any, pictures: Sequence[ImageSource] = (), *, llm: Any = None
             )
 
     return ChatLM()
+
+
+def _until(text: str, stops: Sequence[str] | str | None) -> str:
+    """An answer up to the first of the texts that end it."""
+    for stop in [stops] if isinstance(stops, str) else stops or ():
+        text = text.partition(stop)[0] if stop else text
+    return text
 
 
 def after_picture(messages: Sequence[Message], picture: ImageSource) -> tuple[Message, ...]:

@@ -170,7 +170,7 @@ class _Rows:
 
     @classmethod
     def of(cls, texts: Sequence[Encoded]) -> _Rows:
-        labels = [_last_turn([label != IGNORE for label in t.labels or ()]) for t in texts]
+        labels = [last_turn([label != IGNORE for label in t.labels or ()]) for t in texts]
         end = min(row.index(True) for row in labels)
         # A tokenizer may merge the end of the prompt with an option: the prefix is what all rows really share.
         cut = next((j for j in range(end) if len({t.input_ids[j] for t in texts}) > 1), end)
@@ -298,7 +298,7 @@ def _checked(sample: Sample) -> Sample:
     return sample
 
 
-def _last_turn(labels: Sequence[bool]) -> list[bool]:
+def last_turn(labels: Sequence[bool]) -> list[bool]:
     """Labels of the last answer alone: those of earlier turns are the same for all options."""
     start = len(labels) - labels[::-1].index(True)
     while start and labels[start - 1]:

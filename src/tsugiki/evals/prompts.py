@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.errors import DataError
+from tsugiki.types import Message
 
 Given = Sequence[str | Sequence[Mapping[str, str]]] | str | Path
 """Own prompts: texts or conversations ({"role", "content"}), or a file: .txt (one a line) or .json (a list of them)."""
@@ -34,6 +35,10 @@ class Prompt:
         return self.turns[-1][1]
 
     @property
+    def conversation(self) -> tuple[Message, ...]:
+        return tuple(Message.of(role, text) for role, text in self.turns)  # type: ignore[arg-type]
+
+    @property
     def messages(self) -> list[dict[str, str]]:
         """As chat templates take them."""
         return [{"role": role, "content": content} for role, content in self.turns]
@@ -43,7 +48,7 @@ class Prompt:
 def bundled() -> tuple[Prompt, ...]:
     """The prompts that come with the library, at least 64."""
     content = json.loads(files("tsugiki.evals").joinpath("prompts.json").read_text(encoding="utf-8"))
-    return tuple(_prompt(p.get("messages", p.get("text")), p["kind"], "prompts.json") for p in content["prompts"])
+    return tuple(prompt_of(p.get("messages", p.get("text")), p["kind"], "prompts.json") for p in content["prompts"])
 
 
 def collect(given: Given | None = None) -> tuple[Prompt, ...]:
@@ -56,11 +61,16 @@ def collect(given: Given | None = None) -> tuple[Prompt, ...]:
         return bundled()
     where = str(given) if isinstance(given, str | Path) else "prompts"
     items = _read(Path(given)) if isinstance(given, str | Path) else list(given)
-    own = tuple(_prompt(item, "own", f"{where}, prompt {i}") for i, item in enumerate(items, 1))
+    own = tuple(prompt_of(item, "own", f"{where}, prompt {i}") for i, item in enumerate(items, 1))
     return (*own, *bundled())
 
 
-def _prompt(item: Any, kind: str, where: str) -> Prompt:
+def prompt_of(item: Any, kind: str, where: str) -> Prompt:
+    """A prompt from a text, or from a conversation.
+
+    Raises:
+        DataError: neither, or it does not end with the user's turn.
+    """
     turns = [{"role": "user", "content": item}] if isinstance(item, str) else item
     try:
         prompt = Prompt(kind, tuple((str(t["role"]), str(t["content"])) for t in turns))

@@ -1,7 +1,8 @@
 """The file of scores that `tsugiki eval --out` writes: figures beside what they were measured with.
 
 {"version": 1, "environment": {"tsugiki": ..., "torch": ..., "date": ...}, "model": {"graft_sha256": ..., "base":
- {...}}, "data": [{"file": ..., "sha256": ...}], "settings": {...}, "scores": [{"task": ..., "value": ...}]}
+ {...}}, "data": [{"file": ..., "sha256": ...}], "settings": {...}, "scores": [{"task": ..., "value": ...}],
+ "budget": [{"figure": "wiki.loss", "limit": ..., "holds": ..., "items_needed": ...}]}
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from tsugiki import store
 from tsugiki.data.files import atomic_write, sha256_file
 from tsugiki.errors import DataError
+from tsugiki.evals.budget import Verdict
 from tsugiki.evals.proof import environment
 from tsugiki.evals.tables import records
 from tsugiki.types import Score
@@ -30,6 +32,7 @@ def write(
     *,
     data: Sequence[Path] = (),
     settings: Mapping[str, Any] | None = None,
+    verdicts: Sequence[Verdict] = (),
 ) -> None:
     """Write scores with versions and hashes.
 
@@ -37,6 +40,7 @@ def write(
         model: what was measured.
         data: the files that were read; their hashes are kept.
         settings: what was asked for, as plain values.
+        verdicts: which scores a budget judges, and how.
 
     Raises:
         StoreError: the file can't be written.
@@ -52,6 +56,7 @@ def write(
         "data": [{"file": file.name, "sha256": sha256_file(file)} for file in data],
         "settings": dict(settings or {}),
         "scores": records(scores),
+        "budget": [verdict.record() for verdict in verdicts],
     }
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 

@@ -5,33 +5,39 @@ On text requests, and after an unrelated picture (`@picture`; the base reads the
 * `wiki`: loss and KL against the base on held-out text, nats a token;
 * `title_choice`, `next_sentence`, `definition_choice`, `arithmetic`: accuracy of multiple-choice questions,
   through lm-eval;
-* `answers`: how far greedy answers agree with the base's.
+* `instructions`: share of answers that keep the rule of their prompt, checked by `rules.py`, through lm-eval;
+* `answers`: how far greedy answers agree with the base's;
+* `own_options`, `own_answers`, `own_prompts`: the user's own prompts (`own.py`);
+* `mmlu`, `race`, `arc`, `hellaswag`, `cmmlu`, `gsm8k`: published benchmarks, where a hub is reachable (`published.py`).
 
-A budget (`evals.budget`) says how large a drop may be.
+With `int8` all of it is asked again of the LLM with int8 weights, on both sides (`@int8`; `quantised.py`): what a graft
+keeps of a base that is served quantised. A budget (`evals.budget`) says how large a drop may be.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
 
-from tsugiki.errors import DataError, UnknownNameError
-from tsugiki.evals import harness, stats
-from tsugiki.evals._sides import Sides, joined
-from tsugiki.evals.arithmetic import arithmetic
-from tsugiki.evals.budget import AFTER, SUITES, Budget, Violation, apply_budget, check_lines, load_budget
-from tsugiki.evals.prompts import Given, Prompt, collect
-from tsugiki.evals.text_items import CHANCE, Choice, definition_choice, next_sentence, passages, title_choice
-from tsugiki.types import ImageSource, Score
+from tsugiki.errors import UnknownNameError
+from tsugiki.evals import own as own_prompts
+from tsugiki.evals import published, quantised
+from tsugiki.evals._material import Material, unrelated_pictures
+from tsugiki.evals._sides import Sides
+from tsugiki.evals._suites import VERSION, Progress, Run
+from tsugiki.evals.budget import AFTER, INT8, SUITES, Budget, Violation, apply_budget, check_lines, load_budget
+from tsugiki.types import Score
 
 __all__ = [
     "AFTER",
+    "INT8",
     "SUITES",
+    "VERSION",
     "Budget",
     "Material",
     "PowerCheck",
@@ -43,41 +49,6 @@ __all__ = [
     "retention",
     "unrelated_pictures",
 ]
-
-VERSION = 1
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is asked. Own material takes the place of Wikipedia's."""
-
-    texts: Sequence[str] = ()
-    choices: Mapping[str, Sequence[Choice]] = field(default_factory=dict)
-    """Suite name -> questions."""
-    prompts: Sequence[Prompt] = ()
-    pictures: Sequence[ImageSource] = ()
-
-    @classmethod
-    def wiki(cls, n: int, suites: Sequence[str] = SUITES, *, prompts: Given | None = None, seed: int = 0) -> Material:
-        """Held-out articles of the asset `wiki` and the bundled (and own) prompts, `n` items a suite at most.
-
-        Raises:
-            AssetError: the asset is not fetched.
-        """
-        makers = {
-            "title_choice": title_choice,
-            "next_sentence": next_sentence,
-            "definition_choice": definition_choice,
-            "arithmetic": arithmetic,
-        }
-        return cls(
-            texts=passages(n, seed=seed) if "wiki" in suites else (),
-            choices={name: make(n, seed=seed) for name, make in makers.items() if name in suites},
-            prompts=_simple(collect(prompts))[:n],
-            pictures=unrelated_pictures(8, seed=seed),
-        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +69,8 @@ def retention(
     n: int = 100,
     after_picture: bool = True,
     measure_exact: bool = True,
+    own: str | Path | Sequence[own_prompts.Own] = (),
+    int8: bool = False,
     material: Material | None = None,
     base: Any = None,
     max_new_tokens: int = 24,
@@ -109,34 +82,47 @@ def retention(
 
     Args:
         model: the composite.
-        suites: some of `SUITES`.
+        suites: some of `SUITES`, and of the benchmarks that are fetched from a hub (`published.available()`).
         budget: scores that break it say so in their note; `apply_budget` gives them as a list.
         n: items a suite.
         after_picture: also ask after an unrelated picture.
         measure_exact: False takes, for an `exact` model, the base's figures on text requests for the model's too, which
             `verify` proves equal: half the time, and the note says so.
+        own: own prompts, or their JSONL file (see `evals.own`); they are asked beside the suites, all of them.
+        int8: measure everything again with int8 weights on both sides, whether proven or not.
         material: own texts, questions, prompts and pictures.
         base: the bare LLM, where the model's LLM was trained and its source is not here.
         max_new_tokens: length of the greedy answers.
 
     Raises:
         UnknownNameError: no such suite.
-        AssetError: the asset `wiki` is not fetched (and no own material is given).
-        DataError: a line of the budget that would judge nothing.
+        AssetError: the asset `wiki` is not fetched (and no own material is given), or a benchmark can't be.
+        DataError: a line of the budget that would judge nothing, or a wrong line of `own`.
         InputError: the LLM was trained and no base is found.
+        UnsupportedError: `int8` of an LLM that is quantised already or keeps no linear weights.
     """
+    known = (*SUITES, *published.available())
     for name in suites:
-        if name not in SUITES:
-            raise UnknownNameError("retention suite", name, SUITES)
-    if budget is not None:
-        check_lines(budget, suites, after_picture)
+        if name not in known:
+            raise UnknownNameError("retention suite", name, known)
+    if isinstance(own, str | Path):
+        own = own_prompts.read(own)
     material = material or Material.wiki(n, suites, seed=seed)
+    missing = [name for name in suites if name not in (*SUITES, *material.published)]
+    fetched = {name: published.fetch(name, n, seed=seed) for name in missing}
+    material = replace(material, own=own or material.own, published={**material.published, **fetched})
+    if budget is not None:
+        check_lines(budget, material.measured(suites), after_picture and bool(material.pictures), int8)
     training = model.training
     model.eval()
     try:
         sides = Sides(model, base=base, proven=model.guarantee == "exact" and not measure_exact)
-        run = _Run(sides, material, max_new_tokens, batch_size, progress or (lambda _: None))
+        run = Run(sides, material, max_new_tokens, batch_size, progress or (lambda _: None))
         scores = list(run.scores(suites, after_picture))
+        if int8:
+            with quantised.int8(*sides.llms) as how:
+                again = replace(run, sides=sides.unproven(), form=INT8, how=how)
+                scores.extend(again.scores(suites, after_picture))
     finally:
         model.train(training)
     return scores if budget is None else _noted(scores, apply_budget(scores, budget))
@@ -159,14 +145,15 @@ def power_check(
 
     Args:
         noise: standard deviation of the noise, as a share of that of each matrix.
-        budget: as for `retention`; lines for requests after a picture are left out, the copy has no eyes.
+        budget: as for `retention`; lines for requests after a picture, where the copy has no eyes, and for int8 weights
+            are left out.
     """
-    budget = {key: limit for key, limit in budget.items() if AFTER not in key}
-    check_lines(budget, suites, after_picture=False)
+    budget = {key: limit for key, limit in budget.items() if "@" not in key}
     material = material or Material.wiki(n, suites, seed=seed)
+    check_lines(budget, material.measured(suites), after_picture=False)
     with Sides(model).base() as llm:
         damaged = damaged_copy(llm, noise, seed=seed)
-    run = _Run(Sides(model, own=damaged), material, max_new_tokens, batch_size, progress or (lambda _: None))
+    run = Run(Sides(model, own=damaged), material, max_new_tokens, batch_size, progress or (lambda _: None))
     scores = list(run.scores(suites, after_picture=False))
     found = apply_budget(scores, budget)
     seen = any(v.score.informative and v.drop > v.limit for v in found)
@@ -183,99 +170,6 @@ def damaged_copy(llm: Any, noise: float, *, seed: int = 0) -> Any:
                 added = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.add_(added * (noise * float(parameter.float().std())))
     return damaged
-
-
-def unrelated_pictures(n: int, *, seed: int = 0, side: int = 224) -> list[Image.Image]:
-    """Made-up pictures: shapes in plain colours, about nothing that text questions ask."""
-    generator = torch.Generator().manual_seed(seed)
-    pictures = []
-    for i in range(n):
-        values = torch.randint(0, 256, (10,), generator=generator).tolist()
-        picture = Image.new("RGB", (side, side), tuple(values[:3]))
-        x, y = (v * side // 512 for v in values[6:8])
-        draw = ImageDraw.Draw(picture)
-        (draw.ellipse if i % 2 else draw.rectangle)((x, y, x + side // 3, y + side // 3), fill=tuple(values[3:6]))
-        pictures.append(picture)
-    return pictures
-
-
-@dataclass(frozen=True)
-class _Run:
-    sides: Sides
-    material: Material
-    max_new_tokens: int
-    batch_size: int
-    tell: Progress
-
-    def scores(self, suites: Sequence[str], after_picture: bool) -> Iterator[Score]:
-        for pictures in ((), self.material.pictures) if after_picture and self.material.pictures else ((),):
-            where = AFTER if pictures else ""
-            if "wiki" in suites and self.material.texts:
-                yield from self._told(self._losses(pictures, where))
-            chosen = {name: items for name, items in self.material.choices.items() if name in suites}
-            if chosen:
-                yield from self._told(self._choices(chosen, pictures, where))
-            if "answers" in suites and self.material.prompts:
-                yield from self._told(self._answers(pictures, where))
-
-    def _told(self, scores: Iterator[Score]) -> Iterator[Score]:
-        for score in scores:
-            if self.sides.proven and AFTER not in score.task:
-                score = replace(score, note=f"{score.note}; equal by the guarantee, not measured again".strip("; "))
-            base = "" if score.base is None else f", base {score.base:.4g}"
-            self.tell(f"{score.task}.{score.metric}: {score.value:.4g}{base} (n={score.n})")
-            yield score
-
-    def _losses(self, pictures: Sequence[ImageSource], where: str) -> Iterator[Score]:
-        texts = self.material.texts
-        parts = (
-            self.sides.picture_losses(texts, pictures) if pictures else self.sides.text_losses(texts, self.batch_size)
-        )
-        found = joined(parts)
-        if not found.tokens:
-            raise DataError("no text whose tokens are the same with and without a picture", where=f"wiki{where}")
-        for metric, own, base in (
-            ("loss", found.own, found.base),
-            ("kl", found.divergence, [0.0] * len(found.tokens)),
-        ):
-            values, reference = ([t / k for t, k in zip(x, found.tokens, strict=True)] for x in (own, base))
-            note = f"{sum(found.tokens)} tokens, nats a token"
-            yield stats.score(
-                f"wiki{where}", metric, values, reference, weights=found.tokens, note=note, version=VERSION
-            )
-
-    def _choices(
-        self, chosen: Mapping[str, Sequence[Choice]], pictures: Sequence[ImageSource], where: str
-    ) -> Iterator[Score]:
-        documents = {name: [c.document() for c in items] for name, items in chosen.items()}
-        model, size = self.sides.model, 2 * self.batch_size
-        with self.sides.base() as llm:
-            if pictures:
-                lm = harness.chat_lm(model, pictures, llm=llm, batch_size=size)
-            else:
-                lm = harness.text_lm(llm, model.tokenizer, batch_size=size)
-            base = harness.run(lm, documents)
-        if pictures:
-            own = harness.run(harness.chat_lm(model, pictures, batch_size=size), documents)
-        elif self.sides.proven:
-            own = base
-        else:
-            own = harness.run(harness.text_lm(self.sides.own, model.tokenizer, batch_size=size), documents)
-        for name in chosen:
-            yield stats.score(
-                f"{name}{where}", "accuracy", own[name], base[name], chance=CHANCE, note="lm-eval", version=VERSION
-            )
-
-    def _answers(self, pictures: Sequence[ImageSource], where: str) -> Iterator[Score]:
-        values = list(self.sides.agreements(self.material.prompts, self.max_new_tokens, pictures))
-        whole = sum(v == 1 for v in values)
-        note = f"{whole} of {len(values)} greedy answers are the base's, word for word"
-        yield stats.score(f"answers{where}", "agreement", values, [1.0] * len(values), note=note, version=VERSION)
-
-
-def _simple(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts that every template takes: no system turn."""
-    return [p for p in prompts if p.turns[0][0] != "system"]
 
 
 def _noted(scores: Sequence[Score], violations: Sequence[Violation]) -> list[Score]:

@@ -55,12 +55,13 @@ class Instruction:
 
 
 def instructions(n: int, *, seed: int = 0) -> list[Instruction]:
-    """`n` prompts of one rule each, the rules in turn; the first k of a longer run are the run of k."""
+    """`n` prompts of one rule each, every rule once in a round; the first k of a longer run are the run of k."""
     rng = random.Random(f"instructions {seed}")
     names = list(RULES)
     out = []
     for i in range(n):
-        name = names[i % len(names)]
+        # Each round begins one rule later, so that every other prompt is not every other rule.
+        name = names[(i + i // len(names)) % len(names)]
         arguments = RULES[name].draw(rng)
         shown = {k: _LANGUAGES.get(v, v) if k == "language" else _shown(v) for k, v in arguments.items()}
         topic = rng.choice(QUESTIONS if RULES[name].question else TOPICS)
@@ -83,17 +84,31 @@ def follows(answer: str, checks: Sequence[Sequence[Any]]) -> bool:
     return bool(text) and all(_kept(text, name, arguments) for name, arguments in checks)
 
 
+def unread(answers: Sequence[str], items: Sequence[Instruction]) -> float:
+    """The chance level of free answers: how often a rule is kept by an answer that was not given to it.
+
+    Each rule is tried on the answer to the next prompt. Rules such as "avoid a letter" are kept by many answers
+    without being read; one that nothing keeps by accident adds 0.
+
+    Args:
+        answers: one an item, in their order.
+    """
+    if len(items) < 2:
+        return 0.0
+    others = (*answers[1:], answers[0])
+    return sum(follows(a, item.checks) for a, item in zip(others, items, strict=True)) / len(items)
+
+
 def judge(document: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:
     """lm-eval's `process_results` of the tasks that generate: 1 where the document's rules are kept."""
     return {"acc": float(follows(answers[0], json.loads(document["checks"])))}
 
 
 def _kept(text: str, name: str, arguments: Mapping[str, Any]) -> bool:
-    checks = {**{rule: RULES[rule].check for rule in RULES}, **GIVEN}
-    if name not in checks:
-        raise UnknownNameError("rule", name, checks)
+    if name not in RULES:
+        raise UnknownNameError("rule", name, RULES)
     try:
-        return checks[name](text, **arguments)
+        return RULES[name].check(text, **arguments)
     except TypeError as error:
         raise DataError(f"the rule {name} with {dict(arguments)} ({error})", expected="its own arguments") from error
 
@@ -101,17 +116,8 @@ def _kept(text: str, name: str, arguments: Mapping[str, Any]) -> bool:
 # --- checks; texts are stripped and not empty ---
 
 
-def _exact(text: str, answer: str) -> bool:
-    """The words of `answer`, whatever the case, the spaces and a stop at the end."""
-    return _plain(text) == _plain(answer)
-
-
-def _regex(text: str, pattern: str) -> bool:
-    """`pattern` is found, with Python's rules."""
-    return re.search(pattern, text) is not None
-
-
 def _plain(text: str) -> str:
+    """Whatever the case, the spaces and a stop at the end."""
     return " ".join(text.casefold().split()).rstrip(".!。")
 
 
@@ -230,9 +236,6 @@ RULES: dict[str, Rule] = {
     "language": Rule(_language, "Reply in {language}.", _of("language", *_LANGUAGES)),
 }
 """Rules that prompts are made of."""
-
-GIVEN: dict[str, Callable[..., bool]] = {"exact": _exact, "regex": _regex}
-"""Checks of answers that are given (`evals.own`)."""
 
 TOPICS = (
     "Say what a bicycle is for.", "Explain why leaves fall in autumn.", "Describe a harbour at dawn.",

@@ -148,12 +148,6 @@ def detectable_drop(
     return power.smallest_drop(*_spread(values, base, weights, groups), binary=_binary(values, base, weights))
 
 
-def items_needed(drop: float, values: Numbers, base: Numbers, weights: Numbers | None = None) -> float:
-    """How many items like these it takes to tell `drop` from nothing: see `power.items_needed`."""
-    spread, _ = _spread(values, base, weights, None)
-    return power.items_needed(drop, spread, binary=_binary(values, base, weights))
-
-
 def above_chance(base: Interval, chance: float, margin: float = MARGIN) -> bool:
     """Does a task tell anything: is the base's lower bound at least `margin` above chance?"""
     return base.low >= chance + margin
@@ -183,7 +177,9 @@ def score(
     reference, change = _interval(base, weights, groups), paired(values, base, weights, groups)
     if chance is not None:
         fields.setdefault("informative", above_chance(reference, chance))
-    fields.setdefault("detectable", detectable_drop(values, base, weights, groups))
+    spread, count = _spread(values, base, weights, groups)
+    fields.setdefault("detectable", power.smallest_drop(spread, count, binary=_binary(values, base, weights)))
+    fields.setdefault("spread", spread)
     return Score(
         task=task,
         metric=metric,

@@ -59,6 +59,12 @@ class Settings:
     conditions: Sequence[str] = ()
     """Of `alterations.CONDITIONS`, at `strengths`; () = all."""
     strengths: Sequence[int] = (1, 2, 3)
+    suites: Sequence[str] | None = None
+    """Of `retention`; None = those that come with the library."""
+    own: str | Path | Sequence[Any] = ()
+    """Own prompts (`evals.own`), or their file, which `retention` asks beside its suites."""
+    int8: bool = False
+    """Measure retention again with int8 weights on both sides."""
     progress: Callable[[str, int, int], None] | None = None
     """Called with task name, items done, items in all."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from tsugiki.data import schema, splits
 from tsugiki.errors import InputError
 from tsugiki.evals import task as evaluation
-from tsugiki.evals.budget import Budget, suites_of
+from tsugiki.evals.budget import Budget, check_lines, suites_of
 from tsugiki.evals.retention import Material, retention
 from tsugiki.identity import hash_json
 from tsugiki.training import sources
@@ -41,15 +41,16 @@ class Graded:
     @property
     def key(self) -> str:
         """Of all that is asked."""
-        texts = [self.material.texts, self.material.choices, self.material.prompts]
+        read = self.material
+        texts = [read.texts, read.choices, read.instructions, read.prompts]
         asked = [sources.digest(self.data), list(self.tasks), self.limit, hash_json([repr(text) for text in texts])]
         return hash_json(asked)
 
     def __call__(self, folder: Path) -> list[Score]:
         model = self.load(folder)
         scores = evaluation.evaluate(model, self.tasks, self.data, limit=self.limit)
-        suites, after_picture = suites_of(self.budget)
-        read = retention(model, suites=suites, after_picture=after_picture, material=self.material)
+        suites, after_picture, int8 = suites_of(self.budget)
+        read = retention(model, suites=suites, after_picture=after_picture, int8=int8, material=self.material)
         return [*scores, *read]
 
 
@@ -71,7 +72,7 @@ def both(
         limit: samples of a task.
 
     Raises:
-        DataError: a picture is in both files.
+        DataError: a picture is in both files, or a line of the budget judges nothing of the bundled suites.
         InputError: no task, or retention among them: the budget names what of it is read.
         AssetError: the asset `wiki` is not fetched.
     """
@@ -80,7 +81,10 @@ def both(
         raise InputError("no task", expected=f"some of {', '.join(evaluation.available())}", where="--task")
     files = {"data": schema.load(data), "unseen": schema.load(unseen)}
     splits.check_disjoint(files)
-    halves = _halves(Material.wiki(2 * items, suites_of(budget)[0]))
+    suites, after_picture, int8 = suites_of(budget)
+    material = Material.wiki(2 * items, suites)
+    check_lines(budget, material.measured(suites), after_picture, int8)
+    halves = _halves(material)
     seen, other = (
         Graded(load=load, tasks=named, data=samples, budget=budget, material=material, limit=limit)
         for samples, material in zip(files.values(), halves, strict=True)
@@ -95,6 +99,7 @@ def _halves(material: Material) -> tuple[Material, Material]:
             material,
             texts=material.texts[i::2],
             choices={name: items[i::2] for name, items in material.choices.items()},
+            instructions=material.instructions[i::2],
             prompts=material.prompts[i::2],
         )
         for i in (0, 1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tsugiki.evals.retention import VERSION, retention
+from tsugiki.evals import own as own_prompts
+from tsugiki.evals.retention import SUITES, VERSION, retention
 from tsugiki.evals.task import Result, Settings
 from tsugiki.types import Sample
 
@@ -26,8 +29,10 @@ def select(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result:
-    """All suites on text requests and after an unrelated picture."""
-
+    """The suites and own prompts on text requests and after an unrelated picture."""
+    own = own_prompts.read(settings.own) if isinstance(settings.own, str | Path) else settings.own
+    if settings.limit is not None and len(own) > settings.limit:
+        own = random.Random(settings.seed).sample(list(own), settings.limit)
     told: list[str] = []
 
     def tell(line: str) -> None:
@@ -37,6 +42,9 @@ def measure(model: Any, samples: Sequence[Sample], settings: Settings) -> Result
 
     scores = retention(
         model,
+        suites=SUITES if settings.suites is None else settings.suites,
+        own=own,
+        int8=settings.int8,
         n=settings.limit or ITEMS,
         base=settings.base,
         max_new_tokens=settings.max_new_tokens,
