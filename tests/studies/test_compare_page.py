@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tests.studies import _compared
 
-from tsugiki.errors import InputError
+from tsugiki.errors import InputError, StoreError
 from tsugiki.studies import _compare_arm as arms
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies import _compare_speed
@@ -100,6 +101,57 @@ def test_an_arm_that_is_run_anew_keeps_what_was_there(done: Compared, monkeypatc
     (kept,) = (done.out / "arms").glob("projector-1.*.json")
     assert kept.read_bytes() == old
     assert (done.out / "runs" / kept.stem / "proof.json").read_text() == "old"
+
+
+def test_what_was_trained_leaves_before_its_file(done: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in between, the next call still sees that the arm is of another plan."""
+    place = Place(out=done.out, name="projector", seed=1)
+    _compared.write(done.plan, place, key="of another plan")
+    place.run.mkdir(parents=True)
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self == place.file:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        compare(done.plan, done.out, only=["projector:1"], anew=True, make=dict, say=lambda _: None)
+    assert not place.run.exists() and list(write(done.plan, done.out).left_out) == ["projector-1"]
+
+
+def test_a_training_that_began_with_another_shared_stage_is_not_gone_on_with(tmp_path: Path) -> None:
+    place = Place(out=tmp_path, name="wings", seed=0)
+    arms._refuse_other_start(place, "a1")
+    arms._refuse_other_start(place, "a1")
+    with pytest.raises(StoreError, match="began with the shared stage a1, not b2"):
+        arms._refuse_other_start(place, "b2")
+
+
+def test_the_shared_stage_has_the_llm_of_the_arms(tmp_path: Path) -> None:
+    plan = plans.load(_compared.plan(tmp_path, dtype="bfloat16"))
+    seen: dict[str, Any] = {}
+
+    def make(*_: Any, **options: Any) -> None:
+        seen.update(options)
+        raise InputError("that is enough")
+
+    with pytest.raises(InputError, match="that is enough"):
+        arms._learn_to_see(plan, 0, plan.arm("projector"), [], None, make, tmp_path / "shared", print)
+    assert seen["dtype"] == torch.bfloat16
+
+
+def test_small_numbers_reach_an_arms_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON writes 1e-05, which is a word to YAML: the arm's key was another one in its own process."""
+    plan = plans.load(_compared.plan(tmp_path, arms={"wings": {"stage": {"weight_decay": 1.0e-5}}}, comparisons=[]))
+    file = tmp_path / "kept.json"
+    file.write_text(json.dumps(plan.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    got: list[plans.Plan] = []
+    monkeypatch.setattr(arms, "run", lambda given, *_, **__: got.append(given))
+    monkeypatch.setattr(sys, "argv", ["arm", str(file), str(tmp_path), "wings", "0"])
+    arms.main()
+    assert "e-05" in file.read_text() and arms.key(got[0], "wings", 0) == arms.key(plan, "wings", 0)
 
 
 def test_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,8 @@ def _open(plan: Plan, place: Place, anew: bool, say: Callable[[str], None]) -> b
             say(f"{place.stem} is left out: {error}")
             return False
     mark = sha256_file(place.file)[:8]  # another one each time
-    for path, end in ((place.file, ".json"), (place.run, "")):
+    # The file last: without it, a call that comes after a crash would go on with the old training.
+    for path, end in ((place.run, ""), (place.file, ".json")):
         if path.exists():
             path.rename(path.with_name(f"{place.stem}.{mark}{end}"))
     say(f"{place.stem} is run anew; what was there is kept as {place.stem}.{mark}")
