@@ -15,6 +15,7 @@ from tests.studies import _compared
 
 from tsugiki.errors import InputError, StoreError
 from tsugiki.studies import _compare_arm as arms
+from tsugiki.studies import _compare_figures as figures
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies import _compare_speed
 from tsugiki.studies._compare_arm import Place
@@ -47,6 +48,28 @@ def test_numbers_against_loops(done: Compared) -> None:
         assert arm["words after a picture"]["seeds"] == pytest.approx([(sum(t[9:]) - sum(t[:9])) / 9 for t in turns])
         assert arm["proven"] is (arm["arm"] != "full fine-tune 接ぎ木")
     assert [arm["seeds"] for arm in content["arms"]] == [[0, 1, 2]] * 3 + [[0, 1]]
+
+
+def test_the_same_picture_is_one_group_in_every_task_and_under_every_seed(tmp_path: Path) -> None:
+    """Files number pictures in the order of asking: another one in each task, and of conversations under each seed."""
+    plan = plans.load(_compared.plan(tmp_path))
+    known = figures.Pictures({"squares": {"a": "1.png", "b": "2.png", "c": "2.png"}}, {"v": "1.png", "w": "1.png"})
+
+    def one(ids: list[str]) -> dict[str, Any]:
+        return {"ids": ids, "pictures": list(range(len(ids))), "kinds": ["k"] * len(ids), "right": [0] * len(ids)}
+
+    runs = [
+        {"items": {"squares: decisions": one(asked), "squares: vqa": one(asked[::-1])}, "iit": {"items": one(turns)}}
+        for asked, turns in ((["a", "b", "c"], ["v", "t", "w"]), (["a", "b", "c"], ["t", "w", "v"]))
+    ]
+    for run in (figures.by_picture(run, known) for run in runs):
+        assert {i.name[-1]: i.picture for i in figures.of_run(run)} == {
+            "a": "squares 1.png", "b": "squares 2.png", "c": "squares 2.png",
+        }  # fmt: skip
+        said = run["iit"]["items"]
+        assert dict(zip(said["ids"], said["pictures"], strict=True)) == {"v": "1.png", "w": "1.png", "t": "words t"}
+    read = figures.Pictures.of(plan)
+    assert len(set(read.asked["squares"].values())) == len(read.asked["squares"]) > 5 and not read.last
 
 
 def test_arms_with_fewer_seeds_are_told(done: Compared) -> None:

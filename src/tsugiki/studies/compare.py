@@ -119,6 +119,7 @@ def write(plan: Plan, folder: Path) -> Compared:
     waiting: list[str] = []
     failed: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    pictures = figures.Pictures.of(plan)
     for name in plan.arms:
         for seed in plan.seeds:
             place = Place(out=folder, name=name, seed=seed)
@@ -128,7 +129,7 @@ def write(plan: Plan, folder: Path) -> Compared:
                 left_out[place.stem] = str(error).replace(f"{folder}{os.sep}", "")
                 continue
             if run is not None:
-                found.setdefault(name, []).append(run)
+                found.setdefault(name, []).append(figures.by_picture(run, pictures))
             elif _failure(place).is_file():
                 failed[place.stem] = _failure(place).read_text(encoding="utf-8").strip()
             else:
