@@ -72,6 +72,14 @@ def test_the_same_picture_is_one_group_in_every_task_and_under_every_seed(tmp_pa
     assert len(set(read.asked["squares"].values())) == len(read.asked["squares"]) > 5 and not read.last
 
 
+def test_an_arm_whose_text_was_not_read_is_not_drawn(tmp_path: Path) -> None:
+    plan = plans.load(_compared.finished(tmp_path, tmp_path / "out"))
+    for seed in plan.seeds:
+        _compared.write(plan, Place(out=tmp_path / "out", name="full fine-tune 接ぎ木", seed=seed), text=[])
+    found = write(plan, tmp_path / "out")
+    assert (tmp_path / "out" / "pareto.svg").read_text().count("<circle") == len(found.found) - 1 == 3
+
+
 def test_arms_with_fewer_seeds_are_told(done: Compared) -> None:
     page = done.report.read_text()
     assert "iaa under 0, 1." in page and "projector under 0, 1, 2;" in page and "iaa-2" in page

@@ -164,7 +164,8 @@ def write(plan: Plan, folder: Path) -> Compared:
         "waiting": waiting,
         "environment": next(iter(found.values()))[0]["environment"],
     }  # fmt: skip
-    atomic_write(folder / "pareto.svg", standalone(_compare_page.pareto(result)))
+    if drawn := _compare_page.pareto(result):
+        atomic_write(folder / "pareto.svg", standalone(drawn))
     atomic_write(folder / "compare.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     atomic_write(folder / "compare.md", _compare_page.markdown(result))
     atomic_write(result.report, _compare_page.html(result))
