@@ -233,6 +233,8 @@ def test_the_readme_table_is_cut_from_the_results(done: Compared, tmp_path: Path
     text = f"# x\n\n{cut.START}\n{cut.END}\n\nrest\n"
     placed = cut.placed(text, "a\n| b |")
     assert placed == f"# x\n\n{cut.START}\na\n| b |\n{cut.END}\n\nrest\n" and cut.placed(placed, "a\n| b |") == placed
+    others = {**found, "arms": [{**arm, "seeds": [i]} for i, arm in enumerate(found["arms"])]}
+    assert "| seeds |" in cut.table(others)  # as many, but not the same ones
     with pytest.raises(ValueError, match="in this order"):
         cut.placed("# x\n", "a")
 
