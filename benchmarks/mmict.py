@@ -29,6 +29,7 @@ from bank_classes import ENTRIES, PICTURES, SHOWN, made, right
 
 from tsugiki import assets
 from tsugiki.data import demos
+from tsugiki.data.files import atomic_write
 from tsugiki.evals import stats
 from tsugiki.studies import bank as banks
 from tsugiki.studies._build import fetch_tower
@@ -129,7 +130,7 @@ def vote(data: Data) -> dict[str, list[int]]:
 def kept(file: Path, make: Callable[[], Any]) -> Any:
     """What a finished part wrote, or makes now."""
     if not file.is_file():
-        file.write_text(json.dumps(make(), default=str))
+        atomic_write(file, json.dumps(make(), default=str))
     return json.loads(file.read_text())
 
 

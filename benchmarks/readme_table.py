@@ -19,14 +19,14 @@ START, END = "<!-- the table of docs/results/compare.json: python benchmarks/rea
 
 def table(found: Mapping[str, Any]) -> str:
     """Markdown of a comparison's JSON: a caption, then a row an arm. Columns without a figure are left out, and the
-    number of seeds where all arms have the same.
+    number of seeds where all arms have the same ones.
 
     Raises:
         KeyError: it was written by an older version.
     """
     rows = [row(arm) for arm in found["arms"]]
     heads = [head for head in rows[0] if any(each[head] for each in rows)]
-    if len({each["seeds"] for each in rows}) == 1:
+    if len({tuple(arm["seeds"]) for arm in found["arms"]}) == 1:
         heads.remove("seeds")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(each[head] for head in heads) + " |" for each in rows]
@@ -40,7 +40,7 @@ def row(arm: Mapping[str, Any]) -> dict[str, str]:
         "method": arm["arm"].replace("|", "\\|") + (" (as published)" if arm["published"] else ""),
         "pictures right": interval(arm["pictures"]),
         "text lost, nats a token": "0, proven" if arm["proven"] else interval(arm["text"], sign=True),
-        "answers about words after a picture": interval(arm["words after a picture"], sign=True),
+        "change of answers about words after a picture": interval(arm["words after a picture"], sign=True),
         "trained": f"{arm['trainable'] / 1e6:.2f} M",
         "first token": f"{timed:.2f} ×" if timed is not None else "",
         "seeds": str(len(arm["seeds"])),
@@ -48,7 +48,7 @@ def row(arm: Mapping[str, Any]) -> dict[str, str]:
 
 
 def interval(figure: Mapping[str, Any] | None, *, sign: bool = False) -> str:
-    """Value and 95 % interval; two decimals, three of a loss."""
+    """Value and 95 % interval; two decimals, three of a difference."""
     if figure is None:
         return ""
     value, low, high = (f"{figure[key]:{'+.3f' if sign else '.2f'}}" for key in ("value", "low", "high"))

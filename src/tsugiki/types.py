@@ -83,7 +83,8 @@ after they have read the text, queries and text that have not met (plain tuning 
 
 @dataclass(frozen=True, slots=True)
 class DemoPart(ImagePart):
-    """A demonstration: a picture and all that is said of it. Without a hub it is read as that picture and that text."""
+    """A demonstration: a picture and all that is said of it. Without a hub it is read as that picture and that text,
+    less the question where the message that it stands in asks the same."""
 
     text: str = ""
     form: str = DEMO_FORMS[0]

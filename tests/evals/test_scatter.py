@@ -35,6 +35,17 @@ def test_names_of_dots_in_one_place_do_not_lie_on_each_other() -> None:
     assert all(b - a >= LINE - 0.01 for a, b in itertools.pairwise(sorted(places)))
 
 
+def test_a_dot_without_a_name_takes_no_place_from_the_others() -> None:
+    svg = drawn([Dot("", 0.0, 0.6 + 0.001 * i) for i in range(5)] + [Dot("a", 0.0, 0.605)])
+    assert svg.count("<circle") == 6 and svg.count('fill="var(--ink)"') == 1
+    assert 'stroke-width="0.7"' not in svg  # no line that leads to nothing, and "a" stands beside its dot
+
+
+def test_a_name_that_looks_like_a_colour_stays_as_it_is() -> None:
+    svg = standalone(scatter([Dot("var(--mine)", 0, 1)], x_label="x", y_label="y", bound=0))
+    assert "var(--mine)" in svg and "var(--ink)" not in svg
+
+
 def test_a_name_at_the_edge_stays_in_the_drawing() -> None:
     svg = drawn([Dot("x" * 20, 0.0, 0.5), Dot("y" * 20, 0.2, 0.6), Dot("z" * 99, 0.2, 0.7)])
     edges = [float(x) for x in re.findall(r'fill="var\(--ink\)" font-size="16" x="([\d.]+)" text-anchor="end"', svg)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from tests.studies import _compared
 
-from tsugiki.errors import InputError
+from tsugiki.errors import InputError, StoreError
 from tsugiki.studies import _compare_arm as arms
+from tsugiki.studies import _compare_figures as figures
 from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies import _compare_speed
 from tsugiki.studies._compare_arm import Place
@@ -46,6 +48,36 @@ def test_numbers_against_loops(done: Compared) -> None:
         assert arm["words after a picture"]["seeds"] == pytest.approx([(sum(t[9:]) - sum(t[:9])) / 9 for t in turns])
         assert arm["proven"] is (arm["arm"] != "full fine-tune 接ぎ木")
     assert [arm["seeds"] for arm in content["arms"]] == [[0, 1, 2]] * 3 + [[0, 1]]
+
+
+def test_the_same_picture_is_one_group_in_every_task_and_under_every_seed(tmp_path: Path) -> None:
+    """Files number pictures in the order of asking: another one in each task, and of conversations under each seed."""
+    plan = plans.load(_compared.plan(tmp_path))
+    known = figures.Pictures({"squares": {"a": "1.png", "b": "2.png", "c": "2.png"}}, {"v": "1.png", "w": "1.png"})
+
+    def one(ids: list[str]) -> dict[str, Any]:
+        return {"ids": ids, "pictures": list(range(len(ids))), "kinds": ["k"] * len(ids), "right": [0] * len(ids)}
+
+    runs = [
+        {"items": {"squares: decisions": one(asked), "squares: vqa": one(asked[::-1])}, "iit": {"items": one(turns)}}
+        for asked, turns in ((["a", "b", "c"], ["v", "t", "w"]), (["a", "b", "c"], ["t", "w", "v"]))
+    ]
+    for run in (figures.by_picture(run, known) for run in runs):
+        assert {i.name[-1]: i.picture for i in figures.of_run(run)} == {
+            "a": "squares 1.png", "b": "squares 2.png", "c": "squares 2.png",
+        }  # fmt: skip
+        said = run["iit"]["items"]
+        assert dict(zip(said["ids"], said["pictures"], strict=True)) == {"v": "1.png", "w": "1.png", "t": "words t"}
+    read = figures.Pictures.of(plan)
+    assert len(set(read.asked["squares"].values())) == len(read.asked["squares"]) > 5 and not read.last
+
+
+def test_an_arm_whose_text_was_not_read_is_not_drawn(tmp_path: Path) -> None:
+    plan = plans.load(_compared.finished(tmp_path, tmp_path / "out"))
+    for seed in plan.seeds:
+        _compared.write(plan, Place(out=tmp_path / "out", name="full fine-tune 接ぎ木", seed=seed), text=[])
+    found = write(plan, tmp_path / "out")
+    assert (tmp_path / "out" / "pareto.svg").read_text().count("<circle") == len(found.found) - 1 == 3
 
 
 def test_arms_with_fewer_seeds_are_told(done: Compared) -> None:
@@ -102,6 +134,57 @@ def test_an_arm_that_is_run_anew_keeps_what_was_there(done: Compared, monkeypatc
     assert (done.out / "runs" / kept.stem / "proof.json").read_text() == "old"
 
 
+def test_what_was_trained_leaves_before_its_file(done: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in between, the next call still sees that the arm is of another plan."""
+    place = Place(out=done.out, name="projector", seed=1)
+    _compared.write(done.plan, place, key="of another plan")
+    place.run.mkdir(parents=True)
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self == place.file:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        compare(done.plan, done.out, only=["projector:1"], anew=True, make=dict, say=lambda _: None)
+    assert not place.run.exists() and list(write(done.plan, done.out).left_out) == ["projector-1"]
+
+
+def test_a_training_that_began_with_another_shared_stage_is_not_gone_on_with(tmp_path: Path) -> None:
+    place = Place(out=tmp_path, name="wings", seed=0)
+    arms._refuse_other_start(place, "a1")
+    arms._refuse_other_start(place, "a1")
+    with pytest.raises(StoreError, match="began with the shared stage a1, not b2"):
+        arms._refuse_other_start(place, "b2")
+
+
+def test_the_shared_stage_has_the_llm_of_the_arms(tmp_path: Path) -> None:
+    plan = plans.load(_compared.plan(tmp_path, dtype="bfloat16"))
+    seen: dict[str, Any] = {}
+
+    def make(*_: Any, **options: Any) -> None:
+        seen.update(options)
+        raise InputError("that is enough")
+
+    with pytest.raises(InputError, match="that is enough"):
+        arms._learn_to_see(plan, 0, plan.arm("projector"), [], None, make, tmp_path / "shared", print)
+    assert seen["dtype"] == torch.bfloat16
+
+
+def test_small_numbers_reach_an_arms_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON writes 1e-05, which is a word to YAML: the arm's key was another one in its own process."""
+    plan = plans.load(_compared.plan(tmp_path, arms={"wings": {"stage": {"weight_decay": 1.0e-5}}}, comparisons=[]))
+    file = tmp_path / "kept.json"
+    file.write_text(json.dumps(plan.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    got: list[plans.Plan] = []
+    monkeypatch.setattr(arms, "run", lambda given, *_, **__: got.append(given))
+    monkeypatch.setattr(sys, "argv", ["arm", str(file), str(tmp_path), "wings", "0"])
+    arms.main()
+    assert "e-05" in file.read_text() and arms.key(got[0], "wings", 0) == arms.key(plan, "wings", 0)
+
+
 def test_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {"now": 3e6, "most": 9e6}
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: used["now"])
@@ -150,6 +233,8 @@ def test_the_readme_table_is_cut_from_the_results(done: Compared, tmp_path: Path
     text = f"# x\n\n{cut.START}\n{cut.END}\n\nrest\n"
     placed = cut.placed(text, "a\n| b |")
     assert placed == f"# x\n\n{cut.START}\na\n| b |\n{cut.END}\n\nrest\n" and cut.placed(placed, "a\n| b |") == placed
+    others = {**found, "arms": [{**arm, "seeds": [i]} for i, arm in enumerate(found["arms"])]}
+    assert "| seeds |" in cut.table(others)  # as many, but not the same ones
     with pytest.raises(ValueError, match="in this order"):
         cut.placed("# x\n", "a")
 

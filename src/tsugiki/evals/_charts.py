@@ -71,7 +71,7 @@ def picture(
 def standalone(svg: Html) -> str:
     """A drawing that needs no page around it, on the light ground."""
     whole = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"', 1)
-    return re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], whole)
+    return re.sub(r"var\(--(\w+)\)", lambda match: LIGHT.get(match[1], match[0]), whole)
 
 
 def svg_uri(svg: Html) -> str:

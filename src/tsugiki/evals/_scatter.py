@@ -79,6 +79,8 @@ def scatter(
         if ends := _finite(dot.y_ends):
             drawn.append(h("line", x1=x, x2=x, y1=down(ends[0]), y2=down(ends[1]), **thin))
         drawn.append(h("circle", cx=x, cy=y, r=5, fill=colour))
+        if not dot.name:
+            continue
         after = label.left > x
         if label.middle != y:  # it had to give way to another one
             near = label.left - 2 if after else label.right + 2
@@ -99,7 +101,8 @@ def _labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list
         left = x + 12 if x + 12 + wide < WIDTH else max(4.0, x - 12 - wide)
         tried = (y + side * step * LINE / 2 for step in range(2 * HEIGHT // LINE) for side in (-1, 1))
         labels = (_Label(left, left + wide, middle) for middle in tried if TOP <= middle <= HEIGHT - BOTTOM)
-        free = (label for label in labels if not any(map(label.meets, found.values())))
+        named = [label for j, label in found.items() if names[j]]
+        free = (label for label in labels if not any(map(label.meets, named)))
         found[i] = next(free, _Label(left, left + wide, y))
     return [found[i] for i in range(len(names))]
 

@@ -36,7 +36,7 @@ from tsugiki.types import Sample
 
 VERSION = 1
 """Of the files: another one is not read."""
-FRONTEND, PEAK = "frontend.safetensors", "peak.json"
+FRONTEND, PEAK, BEGAN = "frontend.safetensors", "peak.json", "began_with.json"
 MEGABYTE = 1e6
 
 Say = Callable[[str], None]
@@ -140,7 +140,11 @@ def run(
 
 
 def _settings(plan: Plan, arm: Arm) -> dict[str, Any]:
-    return {**arm.options, **({"dtype": getattr(torch, plan.dtype)} if plan.dtype else {})}
+    return {**arm.options, **_dtype(plan)}
+
+
+def _dtype(plan: Plan) -> dict[str, Any]:
+    return {"dtype": getattr(torch, plan.dtype)} if plan.dtype else {}
 
 
 def _share(
@@ -157,7 +161,8 @@ def _share(
     """The shared stage's front-end into the model; trained where no arm with such a front-end has done it."""
     content = {"base": model.base_identity.get("tensors_sha256"), "frontend": model.frontend.config.to_dict(),
                "shared": plan.shared.model_dump(), "budget": plan.budget.model_dump(exclude={"steps"}),
-               "seed": place.seed, "data": sha256_file(plan.data.train)}  # fmt: skip
+               "seed": place.seed, "data": sha256_file(plan.data.train),
+               **({"dtype": plan.dtype} if plan.dtype else {})}  # fmt: skip
     folder = place.out / "shared" / hash_json(content)[:16]
     if not (folder / FRONTEND).is_file():
         say(f"{place.stem}: shared stage of this front-end, seed {place.seed}")
@@ -166,6 +171,23 @@ def _share(
         else:  # its memory is not the arm's
             told(source, (place.out, place.name, place.seed), say, str(folder))
     model.frontend.load_trainable_state(load_file(folder / FRONTEND))
+    _refuse_other_start(place, folder.name)
+
+
+def _refuse_other_start(place: Place, shared: str) -> None:
+    """A training that was stopped is gone on with from its own weights: they have to be of this shared stage, which the
+    training itself can't tell.
+
+    Raises:
+        StoreError: they are of another one.
+    """
+    file = place.run / BEGAN
+    if file.is_file() and (other := json.loads(file.read_text(encoding="utf-8"))) != shared:
+        raise StoreError(
+            f"a training that began with the shared stage {other}, not {shared}", expected="the plan it began with",
+            fix="Choose another folder, or delete this one.", where=str(place.run),
+        )  # fmt: skip
+    atomic_write(file, json.dumps(shared))
 
 
 def _learn_to_see(
@@ -173,7 +195,8 @@ def _learn_to_see(
 ) -> None:
     """The shared stage: the projector before the frozen LLM."""
     torch.manual_seed(seed)
-    first = make(arm.base, "projector", arm.vision, say=say, **plans.frontend_options(arm.options))
+    own = {**plans.frontend_options(arm.options), **_dtype(plan)}
+    first = make(arm.base, "projector", arm.vision, say=say, **own)
     stage = {
         "name": "shared", "train": {"projector": plan.shared.rate}, "data": {"train": 1},
         "warm_start": plan.shared.warm_start, "steps": plan.shared.steps, "batch_size": plan.budget.batch_size,
@@ -258,12 +281,14 @@ def read(plan: Plan, place: Place) -> dict[str, Any] | None:
 
 def main() -> None:
     """Run one arm, or a shared stage; its lines go to standard error."""
-    given = sys.argv[1:]
-    if given[0] == FLAG:
+    words = sys.argv[1:]
+    if words[0] == FLAG:
         end_with_input()
-    source, out, name, seed, *shared = given[given[0] == FLAG :]
+    source, out, name, seed, *shared = words[words[0] == FLAG :]
     try:
-        plan, place = plans.load(Path(source)), Place(out=Path(out), name=name, seed=int(seed))
+        # To YAML, 1e-05 is no number but a word: the plan would be another one.
+        given = json.loads(Path(source).read_text(encoding="utf-8")) if source.endswith(".json") else source
+        plan, place = plans.load(given), Place(out=Path(out), name=name, seed=int(seed))
         if shared:
             arm, learn = plan.arm(name), schema.load(plan.data.train)
             _learn_to_see(plan, place.seed, arm, learn, None, build_model, Path(shared[0]), tell)

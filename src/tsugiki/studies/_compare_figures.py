@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from tsugiki.data import schema
+from tsugiki.data.images import source_key
 from tsugiki.errors import UnknownNameError
 from tsugiki.evals import stats
 from tsugiki.evals.stats import Interval
 from tsugiki.extras import require
 from tsugiki.studies._compare_plan import Plan, Test
+from tsugiki.types import Sample
 
 RESAMPLES = 9_999
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -57,6 +60,50 @@ def columns(found: Found) -> list[str]:
             for title, items in run["items"].items():
                 names |= dict.fromkeys(f"{title}/{kind}" for kind in dict.fromkeys(items["kinds"]))
     return list(names)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What tells the pictures apart that a plan asks about."""
+
+    asked: Mapping[str, Mapping[str, str]]
+    """Data -> id of a sample -> its picture."""
+    last: Mapping[str, str]
+    """Id of the last item of a conversation -> its picture; of items with one."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Pictures:
+        """Those of a plan's files."""
+
+        def key(sample: Sample, which: int) -> str:
+            return repr(source_key(sample.images[which])) if sample.images else sample.id
+
+        asked = {name: {s.id: key(s, 0) for s in schema.load(file)} for name, file in plan.data.ask.items()}
+        turns = [] if plan.data.iit is None else schema.load(plan.data.iit)
+        about = [s for s in turns if str(s.meta.get("turns", "V")).endswith("V")]
+        return cls(asked, {str(s.meta.get("item", s.id)): key(s, -1) for s in about})
+
+
+def by_picture(run: Mapping[str, Any], known: Pictures) -> dict[str, Any]:
+    """The run with the same word for the same picture, whatever asked about it.
+
+    An arm's file numbers pictures in the order in which one task asked about them; that order differs from task to
+    task, and of conversations from seed to seed.
+    """
+
+    def renamed(title: str, items: Mapping[str, Any], own: Mapping[str, str]) -> dict[str, Any]:
+        pairs = zip(items["ids"], items["pictures"], strict=True)
+        return {**items, "pictures": [own.get(str(name), f"{title} {number}") for name, number in pairs]}
+
+    done = dict(run)
+    done["items"] = {
+        title: renamed(title, items, known.asked.get(title.rpartition(": ")[0], {}))
+        for title, items in run["items"].items()
+    }
+    if turns := run.get("iit", {}).get("items"):
+        words = {str(name): f"words {name}" for name in turns["ids"]}  # without a picture each stands for itself
+        done["iit"] = {**run["iit"], "items": renamed("iit", turns, {**words, **known.last})}
+    return done
 
 
 @dataclass(frozen=True)

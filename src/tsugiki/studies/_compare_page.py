@@ -95,11 +95,13 @@ def _proof(runs: Sequence[Run]) -> str:
 
 
 def pareto(result: Compared) -> Html:
-    """A drawing: pictures against what the text lost, each arm with both intervals."""
+    """A drawing: pictures against what the text lost, each arm with both intervals; without those of which either was
+    not measured."""
     dots = []
     for name, runs in result.found.items():
         vision, text = figures.vision(runs), figures.text(runs)
-        if vision is None:
+        proven = all(map(figures.proven, runs))
+        if vision is None or text is None and not proven:
             continue
         lost = text.value if text is not None else None
         dots.append(
@@ -109,7 +111,7 @@ def pareto(result: Compared) -> Html:
                 vision.value.value,
                 (lost.low, lost.high) if lost is not None else None,
                 (vision.value.low, vision.value.high),
-                "own" if all(map(figures.proven, runs)) else "base",
+                "own" if proven else "base",
             )
         )
     return scatter(dots, x_label=LOST, y_label="pictures: share of right answers", bound=0.0)
@@ -117,7 +119,7 @@ def pareto(result: Compared) -> Html:
 
 def html(result: Compared) -> str:
     """The page, without files beside it."""
-    title = result.plan.description or f"Comparison {result.plan.name}".strip()
+    title, drawn = result.plan.description or f"Comparison {result.plan.name}".strip(), pareto(result)
     return page(
         title,
         join(
@@ -126,8 +128,8 @@ def html(result: Compared) -> str:
             h("h2", "Arms"),
             _table(rows(result)),
             h("ul", *(h("li", note, class_="soft") for note in NOTES)),
-            h("h2", "Pictures against text"),
-            pareto(result),
+            h("h2", "Pictures against text") if drawn else Html(""),
+            drawn,
             h("h2", "What was tested") if result.tests else Html(""),
             _table(_tests(result)),
             h("h2", "The same pictures, every arm"),
@@ -219,7 +221,7 @@ def _gallery(result: Compared) -> Html:
 
 def _figure(title: str, answers: Mapping[str, Mapping[str, Any]], roots: Mapping[str, Path]) -> Html:
     one = next(iter(answers.values()))
-    root = roots.get(title.split(": ")[0], next(iter(roots.values())))
+    root = roots.get(title.rpartition(": ")[0], next(iter(roots.values())))
     drawn = Html("")
     if one["picture"]:
         boxes = [_box(b) for answer in answers.values() for b in answer["boxes"][:1]]

@@ -119,6 +119,7 @@ def write(plan: Plan, folder: Path) -> Compared:
     waiting: list[str] = []
     failed: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    pictures = figures.Pictures.of(plan)
     for name in plan.arms:
         for seed in plan.seeds:
             place = Place(out=folder, name=name, seed=seed)
@@ -128,7 +129,7 @@ def write(plan: Plan, folder: Path) -> Compared:
                 left_out[place.stem] = str(error).replace(f"{folder}{os.sep}", "")
                 continue
             if run is not None:
-                found.setdefault(name, []).append(run)
+                found.setdefault(name, []).append(figures.by_picture(run, pictures))
             elif _failure(place).is_file():
                 failed[place.stem] = _failure(place).read_text(encoding="utf-8").strip()
             else:
@@ -163,7 +164,8 @@ def write(plan: Plan, folder: Path) -> Compared:
         "waiting": waiting,
         "environment": next(iter(found.values()))[0]["environment"],
     }  # fmt: skip
-    atomic_write(folder / "pareto.svg", standalone(_compare_page.pareto(result)))
+    if drawn := _compare_page.pareto(result):
+        atomic_write(folder / "pareto.svg", standalone(drawn))
     atomic_write(folder / "compare.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     atomic_write(folder / "compare.md", _compare_page.markdown(result))
     atomic_write(result.report, _compare_page.html(result))
@@ -195,7 +197,8 @@ def _open(plan: Plan, place: Place, anew: bool, say: Callable[[str], None]) -> b
             say(f"{place.stem} is left out: {error}")
             return False
     mark = sha256_file(place.file)[:8]  # another one each time
-    for path, end in ((place.file, ".json"), (place.run, "")):
+    # The file last: without it, a call that comes after a crash would go on with the old training.
+    for path, end in ((place.run, ""), (place.file, ".json")):
         if path.exists():
             path.rename(path.with_name(f"{place.stem}.{mark}{end}"))
     say(f"{place.stem} is run anew; what was there is kept as {place.stem}.{mark}")
