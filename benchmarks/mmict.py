@@ -235,8 +235,8 @@ def notes(given: argparse.Namespace) -> list[str]:
         f" rate {RATE:g}, warm start, loss by query, seeds {', '.join(map(str, given.seeds))}. Arms with demonstrations"
         f" learn with 0 to {SHOWN} of the nearest others in front, all that is said of them (question and label).",
         "none, plain: MLP projector over blocks of 2 x 2 cells, 16 tokens a picture; plain: demonstrations are pictures"
-        " and texts (without the question where the query asks it in the same words, one in nine). hub: the light hub, 32"
-        " tokens a picture that the question guides; hub, plain: 32 uni-modal tokens"
+        " and texts (without the question where the query asks it in the same words, one in nine). hub: the light hub,"
+        " 32 tokens a picture that the question guides; hub, plain: 32 uni-modal tokens"
         " and the text; mmict: the text alone, guided by its picture (published); both: tokens and guided text; visual:"
         " 32 tokens guided by the text.",
         f"Shown: the {SHOWN} nearest entries in front, in the form that the arm was tuned with; entries that show"
