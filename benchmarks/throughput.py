@@ -101,6 +101,8 @@ class StepEnd(TrainerCallback):
 class _Stream(Stream):
     """An arm in the place of a stream of samples."""
 
+    hardness = None
+
     def __init__(self, arm: Arm) -> None:
         self.arm = arm
 

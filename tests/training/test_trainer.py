@@ -23,7 +23,7 @@ from tsugiki.training import checkpoints
 from tsugiki.training import recipe as recipes
 from tsugiki.training.stage_trainer import StageTrainer
 from tsugiki.training.trainer import StepReport, TrainResult, train
-from tsugiki.types import Message, Sample
+from tsugiki.types import Box, BoxPart, Message, Sample
 
 
 class Stop(Exception):
@@ -132,8 +132,13 @@ def test_the_tower_runs_once_for_each_picture(tmp_path: Path, monkeypatch: pytes
 
 def of_source(source: str) -> list[Sample]:
     """Samples that ask for the branch of which a recipe's source is made; every second of `train` for places."""
-    if source in ("text", "language"):
-        return [Sample(id=f"t{i}", messages=(Message.of("assistant", f"Some words, {i} times."),)) for i in range(24)]
+    if source in ("text", "language"):  # every second answers a question, which a picture can stand before
+        asked = (Message.of("user", "How many words?"),)
+        said = [Message.of("assistant", f"Some words, {i} times.") for i in range(24)]
+        return [Sample(id=f"t{i}", messages=(*asked[: i % 2], answer)) for i, answer in enumerate(said)]
+    if source == "scenes":  # places in the front-end are fitted to boxes
+        where = Message("assistant", (BoxPart(Box(4, 4, 20, 20)),))
+        return [replace(s, messages=(*s.prompt, where)) if i % 3 == 0 else s for i, s in enumerate(samples(24))]
     every = {"grounding": 1, "train": 2}.get(source, 0)
     branches = ["grounding" if every and i % every == 0 else "image" for i in range(24)]
     return [replace(sample, meta={"branch": branch}) for sample, branch in zip(samples(24), branches, strict=True)]

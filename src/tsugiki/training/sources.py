@@ -150,7 +150,7 @@ def in_picture(
     seed: int,
     answer: Callable[[Sample], str] | None,
 ) -> list[Sample]:
-    """Text-only samples asked after an unrelated picture; samples with a picture stay as they are.
+    """Text-only samples asked after an unrelated picture; with a picture they stay as they are, documents are left out.
 
     Args:
         pictures: to choose from.
@@ -213,7 +213,7 @@ def _remembered(model: Any, samples: Sequence[Sample], source: Source, file: Pat
         return hashlib.sha256(repr((sample.prompt, source.answer_tokens)).encode()).hexdigest()
 
     known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    missing = [s for s in samples if not s.images and key(s) not in known]
+    missing = [s for s in samples if s.prompt and not s.images and key(s) not in known]  # a document asks nothing
     for sample in missing:
         *history, question = sample.prompt
         text = "".join(p.text for p in question.parts if isinstance(p, TextPart))
