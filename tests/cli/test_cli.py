@@ -422,8 +422,8 @@ def test_fewshot(run: Run, fake: Callable[[str, Any], Call], tmp_path: Path) -> 
     assert (study.given["start"], study.given["hub"], stage.loss) == ("the graft", None, "per_query")
     assert stage.data["train"].demos is None
     for wrong, said in (
-        ((), "both or none of DATA and --on"),
-        (("photos", "--on", "fabric"), "both or none of DATA and --on"),
+        ((), "neither DATA nor --on"),
+        (("photos", "--on", "fabric"), "both DATA and --on"),
         (("photos", "--size", "61"), "sizes 61 in 3 draws from 60 labelled pictures"),
         (("photos", *sizes, "--arm", "bnak"), "'bank'"),
     ):

@@ -227,6 +227,7 @@ def test_nothing_finished_is_one_line(plan_file: Path, tmp_path: Path) -> None:
         ({"comparisons": [["wings", "projector"]] * 7}, RecipeError, "at most 6"),
         ({"arms": {"a/b": {"method": "wings"}}, "comparisons": []}, RecipeError, "'a/b'"),
         ({"data": {"train": "no.jsonl", "ask": "no.jsonl"}}, RecipeError, "no such file"),
+        ({"data": "photos"}, RecipeError, "expected keys: train, ask"),
         (
             {"arms": {"m": {"mix_of": "p", "method": "wings"}, "p": {"method": "wings"}}, "comparisons": []},
             RecipeError,

@@ -14,7 +14,7 @@ from tsugiki.errors import RecipeError, UnknownNameError
 from tsugiki.testing import tiny_images, tiny_llm
 from tsugiki.training.recipe import WarmStart
 from tsugiki.training.trainer import train
-from tsugiki.training.warming import captions, places, word_embeddings
+from tsugiki.training.warming import captions, places, told, word_embeddings
 from tsugiki.types import Box, BoxPart, Message, Sample, TextPart
 
 
@@ -168,3 +168,10 @@ def test_places_without_a_warm_start_or_boxes_are_refused(tmp_path: Path) -> Non
         run(recipe(), tmp_path, model(places=1))
     with pytest.raises(RecipeError, match="0 pictures with boxes.*places=0"):
         run(recipe(warm_start=True), tmp_path / "b", model(places=1))
+
+
+def test_people_read_a_line_of_it() -> None:
+    fitted = {"matched": True, "pictures": 20, "words": 7, "seconds": 1.2, "lambda_1": 1e-6}
+    assert told(fitted) == "warm start: the projector starts from 20 pictures and 7 words, in 1 s"
+    assert told({"matched": False, "places": {}}) == "warm start: places are fitted"
+    assert "(the texts do not differ)" in told({"matched": False, "pictures": 2, "reason": "the texts do not differ"})

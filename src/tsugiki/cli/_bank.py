@@ -191,7 +191,9 @@ def report(
 def _tell(folder: Path, done: Any) -> None:
     for names in done.alike:
         say(f"nearly the same: {', '.join(names)}")
+    for problem in done.left_out:
+        say(problem)
     parts = [f"{done.added} added"]
     parts += [f"{done.known} were there already"] if done.known else []
-    parts += [f"{done.left_out} can't be read"] if done.left_out else []
+    parts += [f"{len(done.left_out)} can't be read"] if done.left_out else []
     show(f"{folder}: {', '.join(parts)}")

@@ -120,7 +120,9 @@ def fewshot(
     from tsugiki.studies._arms import ARMS, MMICT
 
     if (data is None) == (on is None):
-        raise InputError("both or none of DATA and --on", expected="one of the two", where="fewshot")
+        found = "neither DATA nor --on" if data is None else "both DATA and --on"
+        fix = "Name your pictures' folder, or the prepared ones: --on fabric."
+        raise InputError(found, expected="one of the two", fix=fix, where="fewshot")
     sizes, arms = size or list(study.SIZES), arm or list(ARMS)
     if data is not None:
         few = _draws.own(data, test=test, question=question, seed=seed)

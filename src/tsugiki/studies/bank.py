@@ -50,8 +50,8 @@ class Change:
     """Pictures that were in the bank already, with the same label."""
     alike: tuple[tuple[str, ...], ...]
     """Sets of pictures that show nearly the same, one of them new."""
-    left_out: int
-    """Pictures that can't be read."""
+    left_out: tuple[str, ...]
+    """Pictures that can't be read, each with the reason."""
 
 
 def build(
@@ -219,7 +219,7 @@ def _put(
         entry = {"picture": key, "label": short_answer(sample), "vector": vector, "note": note}
         new.append(NewEntry(source=source, image=image, **entry))
     added = bank.add(new, extend=new_classes)
-    return Change(added=len(added.ids), known=len(added.known), alike=alike, left_out=len(own.left_out))
+    return Change(added=len(added.ids), known=len(added.known), alike=alike, left_out=tuple(map(str, own.left_out)))
 
 
 def _alike(

@@ -209,5 +209,8 @@ def told(error: ValidationError, where: str, root: type[BaseModel]) -> RecipeErr
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return RecipeError(message, fix="Correct it", where=place)
+    if first["type"] in ("model_type", "model_attributes_type"):
+        keys = ", ".join(fields_at(root, first["loc"]))
+        return RecipeError(f"found {first['input']!r}", expected=f"keys: {keys}", fix="Correct the value", where=place)
     message = message.removeprefix("Input should be ")
     return RecipeError(f"found {first['input']!r}", expected=message, fix="Correct the value", where=place)

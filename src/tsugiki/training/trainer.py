@@ -202,7 +202,7 @@ class _Session:
         features = here.in_turn(lambda: feed.encode(self.model, stage, samples, *cache, display))
         if stage.warm_start is not None and start is None:
             self.reports[name] = here.tell(lambda: warming.warm(self.model, stage, samples, features))
-            display.say(f"{name}: warm start {json.dumps(self.reports[name], default=str)}")
+            display.say(f"{name}: {warming.told(self.reports[name])}")
         if gating.fits(self.model, stage) is not None and start is None:
             gate = here.tell(lambda: gating.fit(self.model, stage, everything))
             self.reports[name] = {**self.reports.get(name, {}), "gate": gate}

@@ -130,6 +130,19 @@ def warm(
     return report
 
 
+def told(report: Mapping[str, Any]) -> str:
+    """What `warm` reports, in a line for people; the numbers are in `result.json`."""
+    parts = []
+    if report["matched"]:
+        parts.append(f"the projector starts from {report['pictures']} pictures and {report['words']} words")
+    elif "pictures" in report:
+        parts.append(f"only the size of the visual tokens is set ({report.get('reason', 'as asked for')})")
+    if "places" in report:
+        parts.append("places are fitted")
+    took = f", in {report['seconds']:.0f} s" if "seconds" in report else ""
+    return f"warm start: {' and '.join(parts)}{took}"
+
+
 def _fit_places(
     model: Any, stage: Stage, samples: Mapping[str, Sequence[Sample]], cache: FeatureCache
 ) -> dict[str, Any]:
