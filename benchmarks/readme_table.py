@@ -89,6 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
+    if not RESULTS.is_file():
+        raise SystemExit("docs/results/compare.json is missing: run benchmarks/compare.py first")
     old = README.read_text(encoding="utf-8")
     new = placed(old, table(json.loads(RESULTS.read_text(encoding="utf-8"))))
     if given.check and new != old:
