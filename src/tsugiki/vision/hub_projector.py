@@ -138,22 +138,16 @@ class Texts:
             return cls(ids, forms, embed(own))
 
 
-class HubProjector(nn.Module):
-    """A hub and a separator, in a projector's place.
+class HubReader(nn.Module):
+    """What makes a hub a projector to a warm start; batches may be of pictures or of views."""
 
-    Args:
-        sizes: of the hub.
-        in_width: V.
-        out_width: D.
-    """
+    hub: Hub
 
-    def __init__(self, sizes: HubConfig, in_width: int, out_width: int) -> None:
+    def __init__(self, hub: Hub) -> None:
         super().__init__()
-        self.hub = Hub(sizes, in_width, out_width)
-        self.out_width, self.factor = out_width, 1
-        self.separator = nn.Parameter(torch.zeros(out_width))
+        self.hub = hub
         # What a warm start looks for in a projector.
-        self.layer_norm = self.linear_1 = self.out_norm = self.positions = None
+        self.layer_norm = self.linear_1 = self.positions = None
 
     @property
     def tokens(self) -> int:
@@ -166,8 +160,23 @@ class HubProjector(nn.Module):
         return self.hub.project
 
     def hidden(self, features: Tensor) -> Tensor:
-        """What the last matrix sees of pictures without words: [N, P, V] -> [N, Q, W]."""
+        """What the last matrix sees without words: [N, P, V] -> [N, Q, W]."""
         return self.hub.states(features)[0]
+
+
+class HubProjector(HubReader):
+    """A hub and a separator, in a projector's place.
+
+    Args:
+        sizes: of the hub.
+        in_width: V.
+        out_width: D.
+    """
+
+    def __init__(self, sizes: HubConfig, in_width: int, out_width: int) -> None:
+        super().__init__(Hub(sizes, in_width, out_width))
+        self.out_width, self.factor, self.out_norm = out_width, 1, None
+        self.separator = nn.Parameter(torch.zeros(out_width))
 
     def content(self, features: Tensor) -> Tensor:
         """Tokens of pictures without words: [N, P, V] -> [N, Q, D]."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tsugiki.errors import InputError
 from tsugiki.vision.hub import Hub, HubConfig
-from tsugiki.vision.hub_projector import HubStart
+from tsugiki.vision.hub_projector import HubReader, HubStart
 from tsugiki.vision.projector import gain_for
 
 
@@ -38,7 +38,7 @@ class QueryBranchSettings(HubStart):
             raise InputError(f"tower={self.tower!r}", expected="a number of a tower, or None", where=self.WHERE)
 
 
-class QueryBranch(nn.Module):
+class QueryBranch(HubReader):
     """A hub without text, with the LayerNorm behind its projection that a mix gives to all of its parts. To a warm
     start it is a projector.
 
@@ -49,26 +49,9 @@ class QueryBranch(nn.Module):
     """
 
     def __init__(self, sizes: HubConfig, in_width: int, out_width: int) -> None:
-        super().__init__()
-        self.hub = Hub(sizes, in_width, out_width, text=False)
+        super().__init__(Hub(sizes, in_width, out_width, text=False))
         self.out_norm: nn.LayerNorm | None = nn.LayerNorm(out_width)
         self.out_width = out_width
-        # What a warm start looks for in a projector.
-        self.layer_norm = self.linear_1 = self.positions = None
-
-    @property
-    def tokens(self) -> int:
-        """Q."""
-        return self.hub.tokens
-
-    @property
-    def linear_2(self) -> nn.Linear:
-        """The last matrix."""
-        return self.hub.project
-
-    def hidden(self, features: Tensor) -> Tensor:
-        """What the last matrix sees: [K, P, V] -> [K, Q, W]."""
-        return self.hub.states(features)[0]
 
     def content(self, features: Tensor) -> Tensor:
         """[K, P, V] -> [K, Q, D]."""
