@@ -80,7 +80,8 @@ def folder() -> Path:
 
 def plan_of(name: str, steps: int) -> recipes.Recipe:
     """The recipe of a combination; what the base says to the texts is made once for all of them."""
-    return recipes.load(RECIPE, [*COMBINATIONS[name], f"steps={steps}", "stages.eyes.data.text.answers=given"])
+    common = ["precision=bf16", f"steps={steps}", "stages.eyes.data.text.answers=given"]
+    return recipes.load(RECIPE, [*COMBINATIONS[name], *common])
 
 
 def prepared(name: str, steps: int, n: int) -> tuple[recipes.Recipe, Any, dict[str, Any]]:
