@@ -15,6 +15,8 @@ import torch
 import transformers
 
 import tsugiki
+from tsugiki.evals.tables import between, number
+from tsugiki.types import Score
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -60,6 +62,27 @@ def write(
     content = {"command": command, "machine": about, "rows": list(rows), "notes": list(notes), **facts}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print("\n".join(lines))
+
+
+def by_size(scores: Sequence[Score], rivals: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a learning curve's scores; differences with their sign."""
+    rows = []
+    for score in scores:
+        size, sign = (
+            score.task.removesuffix(" pictures").rpartition(" ")[2].rpartition("/")[2],
+            " minus " in score.metric,
+        )
+        rows.append(
+            {
+                "pictures": size,
+                "figure": score.metric,
+                "model [95 %]": f"{number(score.value, sign=sign)} {between(score.low, score.high, sign=sign)}",
+                "folds": score.note.removeprefix("folds "),
+                "bare LLM": number(score.base),
+                **{name: number(score.yardsticks.get(name)) for name in rivals},
+            }
+        )
+    return rows
 
 
 def _cell(value: Any) -> str:

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _results import write
+from _results import by_size, write
 from boxes import SHORT
 
 from tsugiki import assets, build
 from tsugiki.data import schema
-from tsugiki.evals.tables import between, number
 from tsugiki.studies._build import VISION, build_model, fetch_tower
 from tsugiki.studies.grounding_curve import grounding_curve
 from tsugiki.training import recipe as recipes
-from tsugiki.types import Sample, Score
+from tsugiki.types import Sample
 
 BASE = "smollm2-135m-instruct"
 MADE = {
@@ -45,12 +44,6 @@ def data(name: str, n: int, seed: int) -> list[Sample]:
         n, out=out, seed=seed, tasks=["box"], forms=["boxes"], languages=["en"], **MADE[name]
     )
     return samples
-
-
-def signed(score: Score) -> str:
-    """Value and interval; differences with their sign."""
-    sign = " minus " in score.metric
-    return f"{number(score.value, sign=sign)} {between(score.low, score.high, sign=sign)}"
 
 
 def main() -> None:
@@ -95,17 +88,6 @@ def main() -> None:
         seed=given.seed,
         batch_size=16,
     )
-    rows = [
-        {
-            "pictures": score.task.removeprefix("grounding/").removesuffix(" pictures"),
-            "figure": score.metric,
-            "model [95 %]": signed(score),
-            "folds": score.note.removeprefix("folds "),
-            "bare LLM": number(score.base),
-            **{k: number(score.yardsticks.get(k)) for k in ("ridge", "constant")},
-        }
-        for score in result.scores
-    ]
     notes = [
         f"{given.data}; {given.method}, {given.steps} steps of {given.batch_size}, {given.folds} folds,"
         f" {given.places} places: every picture is asked about once,"
@@ -113,7 +95,7 @@ def main() -> None:
         "The interval is over pictures, with the grafts as trained; the folds' own figures and their standard deviation"
         " have what another draw of training pictures changes.",
     ]
-    write(name, "Grounding by number of pictures", rows, notes)
+    write(name, "Grounding by number of pictures", by_size(result.scores, ["ridge", "constant"]), notes)
 
 
 if __name__ == "__main__":
