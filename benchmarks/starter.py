@@ -43,7 +43,7 @@ RECIPE = "demo/starter"
 STEPS = {1: 80, 2: 240}
 PICTURES = 1200
 """Of one object, and as many of one to three, in the rounds; the final training has `FINAL_PICTURES`."""
-FINAL_PICTURES = 5000
+FINAL_PICTURES = 3000
 ASKED, REPORTED = 120, 240
 """Pictures of each kind that choose, and those that are reported on; they are different ones."""
 CHOOSE, REPORT = 1, 2  # their seeds
