@@ -154,7 +154,8 @@ def table() -> None:
         " with a question each for a box (first box right at IoU 0.5), presence and number; unseen renderings and"
         " backgrounds.",
         f"Steps of 16 names, then of 8 pictures; {PICTURES} of one object and {PICTURES} of one to three with"
-        f" {QUESTIONS} questions each, {PICTURES // 8} of words, 160 questions about text after a picture. One seed, bf16.",
+        f" {QUESTIONS} questions each, {PICTURES // 8} of words, 160 questions about text after a picture. One seed,"
+        " bf16.",
         "MB: of the graft's numbers in float16.",
         "The two best of round 1 go into round 2; intervals are over the pictures and do not cover the choice.",
     ]
