@@ -35,6 +35,7 @@ DRAWN: dict[str, Any] = {"size": SIZE, "backgrounds": ("plain", "texture")}
 ONE = {"naming": 12, "colour": 2, "place": 2, "box": 3, "absent": 1, "presence": 1, "caption": 1}
 FEW = {"naming": 2, "colour": 2, "count": 5, "place": 2, "box": 5, "absent": 2, "presence": 5, "caption": 1}
 FORMS = {"short": 8, "full": 1, "boxes": 1}
+LANGUAGES = {"en": 4, "ja": 1}
 QUESTIONS = 4
 """About each picture."""
 NAMELESS = ("naming", "caption")
@@ -54,7 +55,7 @@ def questions(folder: Path, n: int) -> tuple[list[Sample], list[Sample]]:
 
     for name in ASSETS:
         assets.fetch(name)
-    common: dict[str, Any] = {**DRAWN, "pictograms": NAMES, "forms": FORMS, "languages": {"en": 2, "ja": 1}}
+    common: dict[str, Any] = {**DRAWN, "pictograms": NAMES, "forms": FORMS, "languages": LANGUAGES}
     common |= {"options": OPTIONS, "questions_per_picture": QUESTIONS}
     one = scenes.generate(n, out=folder / f"one-{n}", objects=(1, 1), tasks=ONE, **common)
     return one, scenes.generate(n, out=folder / f"few-{n}", objects=(1, 3), tasks=FEW, seed=1, **common)
@@ -66,11 +67,11 @@ def learn(folder: Path, n: int, texts: int = 160) -> dict[str, list[Sample]]:
     from tsugiki.synth import ocr
 
     one, few = questions(folder, n)
-    names = [s for s in one if s.task == "naming"]
+    names = [s for s in one if s.task == "naming" and s.meta["form"] == "short"]
     talks = [[conversation(list(of)) for _, of in groupby(part, key=lambda s: s.images[0])] for part in (one, few)]
     # By turns, so that what looks at the first pictures alone (the fit of places) sees both kinds.
     scenes = [talk for pair in zip(*talks, strict=True) for talk in pair]
-    words = ocr.generate(n // 8, out=folder / f"words-{n}", tasks=READ, languages={"en": 2, "ja": 1}, **DRAWN)
+    words = ocr.generate(n // 8, out=folder / f"words-{n}", tasks=READ, languages=LANGUAGES, **DRAWN)
     titles = [article.title for article in articles("train")[:texts]]
     text = [ASKED_OF_TEXT[i % len(ASKED_OF_TEXT)].format(title) for i, title in enumerate(titles)]
     return {"names": names, "scenes": scenes, "words": words, "text": [_question(i, t) for i, t in enumerate(text)]}

@@ -7,7 +7,7 @@
     python benchmarks/starter.py --commit lite0-320                # its graft into src/tsugiki/starter
 
 Every combination has the same pictures, order and number of steps: `STEPS`, which take the slowest about 5 minutes of
-one core in round 1 and 12 in round 2. A clock would give fewer steps to what runs beside other work, and another result
+one core in round 1 and 15 in round 2. A clock would give fewer steps to what runs beside other work, and another result
 to a run that was continued.
 
 The figure that ranks: the mean over naming, boxes, yes/no and counting of (right - chance) / (1 - chance). Each kind
@@ -41,7 +41,7 @@ from tsugiki.training import recipe as recipes
 from tsugiki.training.trainer import StepReport, train
 
 RECIPE = "demo/starter"
-STEPS = {1: (30, 30), 2: (80, 80)}
+STEPS = {1: (60, 40), 2: (160, 120)}
 """Of the two stages: names, everything."""
 PICTURES = 1200
 """Of one object, and as many of one to three, in the rounds; the final training has `FINAL_PICTURES`."""
@@ -153,7 +153,7 @@ def table() -> None:
         f"Chance: {chance}. {ASKED} pictures to name among 50 options by likelihood, {ASKED} of one to three objects"
         " with a question each for a box (first box right at IoU 0.5), presence and number; unseen renderings and"
         " backgrounds.",
-        f"Steps of 16 names, then of 8 pictures; {PICTURES} of one object and {PICTURES} of one to three with"
+        f"Steps of 8 names, then of 8 pictures; {PICTURES} of one object and {PICTURES} of one to three with"
         f" {QUESTIONS} questions each, {PICTURES // 8} of words, 160 questions about text after a picture. One seed,"
         " bf16.",
         "MB: of the graft's numbers in float16.",
