@@ -126,6 +126,7 @@ def test_reasons_name_what_put_a_picture_first() -> None:
     )  # fmt: skip
     sure = "among the least sure here, between '穴' and '良品': 0.80 to 0.10"
     assert every(1, 0) == (sure, "may be '穴' (0.80): a severe class, no labels so far")  # the probe says the same
+    assert replace(say, counts={}, severe=frozenset(), n=2)(1, 0) == (sure,)  # no class is rarer than another
     alike = replace(say, ranks={NEAR: np.array([1.0, 9]), RARE: np.array([2.0, 8]), APART: np.array([1.0, 3])})
     assert alike(1, 0) == ("may be '穴' (0.80): a severe class, no labels so far",)
 

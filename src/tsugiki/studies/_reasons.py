@@ -34,13 +34,14 @@ class Reasons:
     """Of a ranking the first n are told."""
 
     def __call__(self, i: int, others: int) -> tuple[str, ...]:
-        """A phrase for each ranking that has picture `i` among the first n, else for its best one; none about the probe
-        where it says the same as the model.
+        """A phrase for each ranking that has picture `i` among the first n, else for its best one; none for a ranking
+        that tells it from no other: the probe says the same as the model, or all classes weigh the same.
 
         Args:
             others: pictures like it that were not chosen.
         """
-        own = {name: ranks[i] for name, ranks in self.ranks.items() if name != APART or self._differ(i)}
+        speaks = {NEAR: True, RARE: len(set(self._weights())) > 1, APART: self._differ(i)}
+        own = {name: ranks[i] for name, ranks in self.ranks.items() if speaks[name]}
         told = [name for name in own if own[name] <= self.n] or [min(own, key=own.__getitem__)]
         say = {NEAR: self._near, RARE: self._rare, APART: self._apart}
         tail = [f"stands for {others} more that look{'s' if others == 1 else ''} similar"] if others else []
@@ -62,7 +63,7 @@ class Reasons:
         return f"{how} {self.options[first]!r} and {self.options[second]!r}: {one} to {two}"
 
     def _rare(self, i: int) -> str:
-        k = int((self.p[i] * _ranking.class_weights(self.counts, self.options, self.severe)).argmax())
+        k = int((self.p[i] * self._weights()).argmax())
         name = self.options[k]
         known = self.counts.get(name, 0)
         labels = f"{known or 'no'} label{'' if known == 1 else 's'} so far"
@@ -72,6 +73,9 @@ class Reasons:
         assert self.q is not None
         mine, theirs = self._of(self.p, i, self.p[i].argmax()), self._of(self.q, i, self.q[i].argmax())
         return f"model says {mine}, linear probe says {theirs}"
+
+    def _weights(self) -> Floats:
+        return _ranking.class_weights(self.counts, self.options, self.severe)
 
     def _differ(self, i: int) -> bool:
         """Whether model and probe choose different options."""
