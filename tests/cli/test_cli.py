@@ -24,7 +24,9 @@ from tsugiki.cli import _app, app
 from tsugiki.data import splits
 from tsugiki.errors import AssetError, DataError, InputError, StoreError
 from tsugiki.evals import task
+from tsugiki.evals.budget import METRICS, OWN
 from tsugiki.studies._draws import Few
+from tsugiki.studies.label_next import READ
 from tsugiki.types import Check, Message, Proof, Score
 
 Run = Callable[..., Result]
@@ -657,10 +659,16 @@ def test_label_next(run: Run, fake: Callable[[str, Any], Call], model: Call) -> 
     label = fake("tsugiki.studies.label_next.label_next", made)
     result = run("label-next", "g", "new", "--train", "t.jsonl", "--n", 2, "--severe", "hole", "-o", "l")
     assert result.stdout.splitlines() == [
-        "the table", "1 picture is left out.", "2 of 9 pictures: l/next.jsonl, l/sheet.png"
+        "the table", READ, "1 picture is left out.", "2 of 9 pictures: l/next.jsonl, l/sheet.png"
     ]  # fmt: skip
     given = {k: label.given[k] for k in ("pictures", "train", "n", "severe")}
     assert given == {"pictures": Path("new"), "train": Path("t.jsonl"), "n": 2, "severe": ["hole"]}
     assert label.given["near"] == splits.THRESHOLD
+    assert run("label-next", "--help").output.count("--fixed-camera") == 2
     run("label-next", "g", "new", "--train", "t.jsonl", "--fixed-camera")
     assert label.given["near"] is None
+
+
+def test_help_of_eval_names_every_task_and_suite(run: Run) -> None:
+    told = run("eval", "--help").output
+    assert set(task.available()) | set(METRICS) - set(OWN) <= set(re.findall(r"\w+", told))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tsugiki import testing
 from tsugiki.cli import app
 from tsugiki.data import schema
+from tsugiki.evals.laws_report import MEANINGS
 from tsugiki.types import Message, Sample
 
 
@@ -25,6 +26,8 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = ["diagnose", "attention", "graft", "--data", str(tmp_path / "test.jsonl"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*given, "--layers", "2"])
     assert result.exit_code == 0 and "for the graft wings: layers: [" in result.output
+    said = " ".join(result.output.split())
+    assert all(meaning in said for meaning in MEANINGS.values()) and "1 - rho, before against after: " in said
     record = json.loads((tmp_path / "out" / "attention.json").read_text(encoding="utf-8"))
     assert len(record["wings"]["layers"]) == 2 and record["conversations"] == 3
     assert (tmp_path / "out" / "attention.html").is_file() and (tmp_path / "out" / "attention.png").is_file()

@@ -107,3 +107,18 @@ def test_where_the_items_are_too_few_it_says_how_many_would_do() -> None:
     assert columns[0] == ["t.loss", "t.accuracy", "t.kl"]
     assert columns[4] == [f"{power.items_needed(0.05, 0.4, binary=False):.0f}", "∞", ""]
     assert list(_retained.power(scores, None).columns[4].cells) == ["", "", ""]
+
+
+@pytest.mark.parametrize("line", [OWN[0], {"prompt": "What?", "options": ["a", "b"], "answer": "a"}])
+def test_one_item_has_a_value_and_no_interval_and_is_not_judged(run: Run, tmp_path: Path, line: Any) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    key = "own_options.accuracy" if "options" in line else "own_answers.loss"
+    (tmp_path / "budget.yaml").write_text(f"{key}: 100\n")
+    result = run("--own", "own.jsonl", "--budget", "budget.yaml")
+    assert result.exit_code == 1  # nothing shows that the budget is kept to
+    assert not {"∞", "inf", "nan"} & set(result.output.replace("[", " ").replace(",", " ").split())
+    assert "∞" not in result.output
+    (said,) = [line for line in result.stdout.splitlines() if line.startswith("Too few items for an interval")]
+    assert "takes 2 or more" in said and f"{key} (1)" in said
+    assert f"Error: {key} can't be judged ({key}): too few items for an interval (1)" in result.stderr
+    assert "dropped" not in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,9 @@ def test_what_is_written(found: Laws, tmp_path: Path) -> None:
     assert record["rule"] == laws.RULE and len(record["scores"]) == 4 and record["run"] == {"model": "<graft>"}
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 4 and "http" not in text.replace("http-equiv", "") and "<script" not in text
+    assert {s.metric for s in laws.scores(found)} == set(laws_report.MEANINGS)
+    assert all(re.search("(Lower|Higher) is closer to the bare LLM", told) for told in laws_report.MEANINGS.values())
+    assert all(told in text for told in laws_report.MEANINGS.values())
     assert "&lt;graft&gt;" in text and f"Layers for learners: {suggestion.layers[0]}, {suggestion.layers[1]}." in text
 
 

@@ -11,6 +11,7 @@ import torch
 from tests.studies._pictures import folder
 
 from tsugiki.data.images import pixel_key
+from tsugiki.errors import RecipeError
 from tsugiki.evals.options import OptionScorer
 from tsugiki.studies import _arms, _draws, _start
 from tsugiki.studies._arms import Draw
@@ -139,3 +140,6 @@ def test_two_recipes_alike() -> None:
     bare = _start.alike(own, recipes.load(other, ["warm_start=false", "steps=null", "minutes=2"])).stages[0]
     assert (bare.steps, bare.minutes, bare.warm_start) == (None, 2, None)
     assert recipes.load(found.model_dump(mode="json")) == found
+    stages = [{"train": {"projector": 1e-3}, "data": "train", "steps": 1}] * 2
+    with pytest.raises(RecipeError, match=r"^hub_recipe two: stages: 2 stages; expected one.*Give a recipe of one"):
+        _start.alike(recipes.load({"name": "two", "stages": stages}), other)

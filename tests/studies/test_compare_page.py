@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.studies import _compared
 
+from tsugiki.data.files import hold
 from tsugiki.errors import InputError, StoreError
 from tsugiki.studies import _compare_arm as arms
 from tsugiki.studies import _compare_figures as figures
@@ -20,6 +21,7 @@ from tsugiki.studies import _compare_plan as plans
 from tsugiki.studies import _compare_speed
 from tsugiki.studies._compare_arm import Place
 from tsugiki.studies.compare import Compared, compare, write
+from tsugiki.training.run import LOCK
 
 ROOT = Path(__file__).parents[2]
 FILES = ("compare.html", "compare.md", "compare.json", "pareto.svg")
@@ -246,3 +248,49 @@ def test_the_readme_holds_the_table_of_the_results(scripts: Any) -> None:
         assert cut.placed(readme, "") != ""  # the place for it is there
         pytest.skip("docs/results/compare.json is not measured yet")
     assert cut.placed(readme, cut.table(json.loads(cut.RESULTS.read_text(encoding="utf-8")))) == readme
+
+
+@pytest.fixture
+def begun(done: Compared) -> Place:
+    """An arm that another plan has begun: then it was killed."""
+    place = Place(out=done.out, name="projector", seed=1)
+    place.file.unlink()
+    other = done.plan.model_copy(update={"budget": plans.Budget(steps=7)})
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        arms.run(other, place, make=killed, say=lambda _: None)
+    (place.run / "old").write_text("old")
+    return place
+
+
+def test_what_another_plan_has_begun_is_kept_aside(
+    done: Compared, begun: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert arms.begun_otherwise(done.plan, begun)
+    seen: list[bool] = []
+
+    def run(plan: plans.Plan, at: Place, **_: Any) -> None:
+        seen.append(at.run.exists())
+        if seen[-1]:
+            raise StoreError("a training of another plan")
+        _compared.write(plan, at)
+
+    monkeypatch.setattr(arms, "run", run)
+    found = compare(done.plan, done.out, only=["projector"], make=dict, say=lambda _: None)
+    assert found.failed["projector-1"].endswith("`--anew` (anew=True) keeps that aside and begins again.")
+    with (begun.run / LOCK).open("a") as file, pytest.raises(StoreError, match="another process trains this arm"):
+        hold(file, found="", expected="", fix="", where="")
+        compare(done.plan, done.out, only=["projector"], anew=True, make=dict, say=lambda _: None)
+    found = compare(done.plan, done.out, only=["projector"], anew=True, make=dict, say=lambda _: None)
+    assert seen == [True, False] and not found.failed and len(found.found["projector"]) == 3
+    assert (begun.run.with_name("projector-1.begun-1") / "old").read_text() == "old"
+
+
+def test_what_the_same_plan_has_begun_goes_on(done: Compared, begun: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    (begun.run / arms.KEY).write_text(arms.key(done.plan, "projector", 1))
+    monkeypatch.setattr(arms, "run", lambda plan, at, **_: _compared.write(plan, at) if at.run.exists() else None)
+    assert not compare(done.plan, done.out, only=["projector"], anew=True, make=dict, say=lambda _: None).failed
+    assert begun.file.is_file() and (begun.run / "old").is_file()

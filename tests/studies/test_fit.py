@@ -21,7 +21,7 @@ from tsugiki.evals import proof
 from tsugiki.studies import _training
 from tsugiki.studies.fit import FitResult, fit
 from tsugiki.studies.predict import predict
-from tsugiki.testing import TinyTower, tiny_llm, tiny_tokenizer
+from tsugiki.testing import TinyTower, tiny_llm, tiny_model, tiny_tokenizer
 from tsugiki.training.trainer import StepReport
 from tsugiki.types import Box, BoxPart, Message, Sample
 
@@ -76,6 +76,8 @@ def test_from_a_folder_to_a_graft(tmp_path: Path) -> None:
     html = result.report.read_text(encoding="utf-8")
     assert "良品" in html and all(word in html for word in ("Scores", "Proof", "choosing", "training"))
     assert all(finding in lines for finding in result.findings)
+    proven = f", on {result.proof.prompts} prompts and 3 whole answers"
+    assert f"Proof: the LLM with the graft against the LLM as it was{proven}" in lines
     assert any("of 2, 4, 6, 8, 10, 12" in line for line in result.findings)
     content = json.loads((tmp_path / "run" / "scores.json").read_text(encoding="utf-8"))
     assert content["facts"]["data"].endswith("写真 (imagefolder)") and len(content["marks"]) == 6
@@ -291,3 +293,11 @@ def test_wrong_folds(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'wings'"):
         run(photos, tmp_path / "run", method="projector,wingz", recipe=None)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_picture_is_one(tmp_path: Path) -> None:
+    lines: list[str] = []
+    for n in (1, 3):
+        pictures = [Sample(str(i), (Message.of("user", "?", (picture(0, i),)),)) for i in range(n)]
+        _training.encode(tiny_model(), pictures, lines.append)
+    assert [line.partition(" encoded in ")[0] for line in lines] == ["1 picture", "2 pictures"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tsugiki.data import schema
 from tsugiki.errors import DataError, ImageError, InputError, UnknownNameError
 from tsugiki.studies import _own, _ranking
 from tsugiki.studies._reasons import APART, NEAR, RARE, Reasons
-from tsugiki.studies.label_next import label_next
+from tsugiki.studies.label_next import READ, label_next
 from tsugiki.studies.predict import predict
 from tsugiki.testing import tiny_model
 from tsugiki.types import Message, Sample
@@ -112,8 +113,22 @@ def test_reasons_name_what_put_a_picture_first() -> None:
         ranks=ranks,
         n=1,
     )
-    assert say(0, 0) == ("Near the decision: 良品 0.50, キズ 0.40.", "The graft says 良品 0.50, the probe キズ 0.80.")
-    assert say(1, 3) == ("May be 穴 0.80 (0 labels, severe).", "3 more of the best are like it.")
+    assert say(0, 0) == (
+        "close between '良品' and 'キズ': 0.50 to 0.40", "model says '良品' (0.50), linear probe says 'キズ' (0.80)"
+    )  # fmt: skip
+    assert say(1, 3) == (
+        "may be '穴' (0.80): a severe class, no labels so far", "stands for 3 more that look similar"
+    )  # fmt: skip
+    every = replace(say, n=2)
+    assert every(0, 1)[1:] == (
+        "may be 'キズ' (0.40): 1 label so far", "model says '良品' (0.50), linear probe says 'キズ' (0.80)",
+        "stands for 1 more that looks similar",
+    )  # fmt: skip
+    sure = "among the least sure here, between '穴' and '良品': 0.80 to 0.10"
+    assert every(1, 0) == (sure, "may be '穴' (0.80): a severe class, no labels so far")  # the probe says the same
+    assert replace(say, counts={}, severe=frozenset(), n=2)(1, 0) == (sure,)  # no class is rarer than another
+    alike = replace(say, ranks={NEAR: np.array([1.0, 9]), RARE: np.array([2.0, 8]), APART: np.array([1.0, 3])})
+    assert alike(1, 0) == ("may be '穴' (0.80): a severe class, no labels so far",)
 
 
 # -- the command's function --------------------------------------------------------------------------------------------
@@ -142,7 +157,11 @@ def test_what_is_chosen_and_written(model: Any, pool: Path, labelled: Path, tmp_
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.width > 4 * 280
     lines = (tmp_path / "out" / "next.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 6 and lines[2].startswith(f"| 1 | {result.chosen[0].sample.id} | {result.chosen[0].answer} | ")
+    assert (
+        len(lines) == 8
+        and lines[7] == f"* {READ}"
+        and lines[2].startswith(f"| 1 | {result.chosen[0].sample.id} | {result.chosen[0].answer} | ")
+    )
     again = label_next(model, pool, train=schema_of(labelled, tmp_path), n=4)
     assert [w.sample.id for w in again.chosen] == [w.sample.id for w in result.chosen] and again.out is None
     assert again.table.row_count == 4
@@ -162,9 +181,11 @@ def test_what_is_alike_is_left_out(model: Any, pool: Path, labelled: Path) -> No
     names = [w.sample.id for w in result.chosen]
     assert len(names) == 12 and "known.png" not in names
     assert len({"a.jpg", "b.jpg", "写真 0-0.png"} & set(names)) == 1
-    assert [note.split(" ", 1)[0] for note in result.notes] == ["1", "1", "2"]
+    assert [note.split(" ", 1)[0] for note in result.notes] == ["1", "1", "2", "With"]
+    assert "--fixed-camera" in result.notes[3]
     assert "broken.png" in result.notes[0]
-    assert len(label_next(model, pool, train=labelled, n=50, near=None).chosen) == 13  # b.jpg equals a.jpg
+    fixed = label_next(model, pool, train=labelled, n=50, near=None)
+    assert len(fixed.chosen) == 13 and "--fixed-camera" not in " ".join(fixed.notes)  # b.jpg equals a.jpg
 
 
 def test_a_severe_class_comes_first(model: Any, pool: Path, labelled: Path) -> None:

@@ -19,7 +19,10 @@ def compare(
         Path, typer.Option("--out", "-o", help="Arms and page; a comparison that stopped goes on.")
     ] = Path("runs/compare"),
     only: Annotated[list[str] | None, typer.Option(help="An arm, or arm:seed; several times. Default: all.")] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Run arms of another plan again; the old are kept.")] = False,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Run arms of another plan, also unfinished ones, again; the old are kept aside."),
+    ] = False,
 ) -> None:
     """Train methods on one base, one data set and one budget, and say what differs beyond noise.
 

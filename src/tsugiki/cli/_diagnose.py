@@ -45,7 +45,8 @@ def attention(
     suggestion = laws.suggest(found, layers, seed=seed)
     facts = {"model": model, "data": data, "seed": seed, "LLM": loaded.decoder.name}
     page = laws_report.write(found, suggestion, folder, facts)
-    for score in laws.scores(found):
-        show(f"{score.metric}: {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] (n={score.n})")
+    for score, line in laws_report.told(found):
+        show(f"{line} (n={score.n})")
+        show(f"    {laws_report.MEANINGS[score.metric]}")
     show(f"for the graft wings: layers: {list(suggestion.layers)}")
     show(f"report: {page}")

@@ -191,15 +191,20 @@ def label_next(
     folder: Annotated[Path, typer.Option("--out", "-o", help="List, table, sheet.")] = Path("runs/label-next"),
     severe: Annotated[list[str] | None, typer.Option(help="A class that must not be missed; several times.")] = None,
     fixed_camera: Annotated[
-        bool, typer.Option("--fixed-camera", help="All pictures look alike: only equal ones are duplicates.")
+        bool, typer.Option("--fixed-camera", help="All pictures look alike: leave out only equal ones.")
     ] = False,
     base: Base = None,
     seed: Annotated[int, typer.Option(help="Of the probe and the clusters.", min=0)] = 0,
 ) -> None:
-    """Which pictures to label next, and why: near the decision, rare or severe, or judged otherwise by a probe."""
+    """Which pictures to label next, and why: close between two classes, perhaps of a class with few labels or a severe
+    one, or named otherwise by a linear probe.
+
+    Pictures that look nearly the same as a labelled one are left out; with a fixed camera, where all look alike, add
+    --fixed-camera.
+    """
     from tsugiki.cli._models import load_model
     from tsugiki.data.splits import THRESHOLD
-    from tsugiki.studies.label_next import label_next
+    from tsugiki.studies.label_next import READ, label_next
 
     loaded = load_model(model, base)
     with counting() as tell:
@@ -208,7 +213,7 @@ def label_next(
             seed=seed, progress=tell,
         )  # fmt: skip
     out.print(result.table)
-    for note in result.notes:
+    for note in (READ, *result.notes):
         show(note)
     show(f"{len(result.chosen)} of {result.ranked} pictures: {folder / 'next.jsonl'}, {folder / 'sheet.png'}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsugiki.errors import InputError, UnknownNameError
+from tsugiki.evals import _known
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from tsugiki.types import Score
 
 RETENTION = "retention"
+
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        "--suite",
+        help="A task or a suite; several times. Default: what the data can score. "
+        f"Tasks: {', '.join(_known.tasks())}. "
+        f"Suites, about text, together the task retention: {', '.join(_known.SUITES)}. "
+        f"Suites from a hub, by name only: {', '.join(_known.published())}.",
+    ),
+]
 
 OwnFile = Annotated[
     Path | None,
@@ -39,17 +52,15 @@ def asked(tasks: Sequence[str], own: Path | None, int8: bool) -> tuple[list[str]
         InputError: int8 where retention is not asked.
     """
     from tsugiki.evals import own as own_prompts
-    from tsugiki.evals import published, task
-    from tsugiki.evals.budget import SUITES
 
-    suites, known = (*SUITES, *published.available()), task.available()
+    suites, known = (*_known.SUITES, *_known.published()), _known.tasks()
     named = [name for name in tasks if name in suites]
     others = [name for name in tasks if name not in suites]
     if unknown := [name for name in others if name not in known]:
         raise UnknownNameError("task", unknown[0], [*known, *suites])
     settings: dict[str, Any] = {} if own is None else {"own": own_prompts.read(own)}
     if RETENTION in others:
-        settings["suites"] = list(dict.fromkeys([*SUITES, *named]))
+        settings["suites"] = list(dict.fromkeys([*_known.SUITES, *named]))
     elif named or own is not None:
         settings["suites"] = named
         others.append(RETENTION)
@@ -89,6 +100,9 @@ def power(scores: Sequence[Score], budget: Mapping[str, float] | None) -> Table:
     from tsugiki.evals.budget import items_needed, line_of
     from tsugiki.evals.tables import number
 
+    def drop(smallest: float) -> str:
+        return "none" if smallest == float("inf") else number(smallest)
+
     table = Table(title="What these items can show", title_justify="left")
     for heading in ("figure", "smallest detectable drop", "budget", "n", "n for the budget"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
@@ -99,7 +113,7 @@ def power(scores: Sequence[Score], budget: Mapping[str, float] | None) -> Table:
         needed = None if limit is None or score.detectable <= limit else items_needed(score, limit)
         told = "" if needed is None else number(needed) if needed == float("inf") else f"{needed:.0f}"
         table.add_row(
-            f"{score.task}.{score.metric}", number(score.detectable), number(limit), str(score.n), told,
+            f"{score.task}.{score.metric}", drop(score.detectable), number(limit), str(score.n), told,
             style=None if score.informative else "dim",
         )  # fmt: skip
     return table

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from tsugiki.cli._app import Base, Model, app, complain, counting, err, example, out, say, show
 from tsugiki.cli._bank import BankOption, Calibrate, Form, Neighbours, demos
-from tsugiki.cli._retained import RETENTION, Int8, OwnFile, asked, check, held, power
+from tsugiki.cli._retained import RETENTION, Int8, OwnFile, Tasks, asked, check, held, power
 from tsugiki.errors import DataError, ImageError, InputError, TsugikiError
 
 if TYPE_CHECKING:
@@ -174,12 +174,7 @@ def predict(
 @app.command("eval", epilog=example("tsugiki eval runs/a/graft --task decisions --data test.jsonl --train train.jsonl"))
 def evaluate(
     model: Model,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task", "--suite", help="A task or a suite of retention; several times. Default: what the data can score."
-        ),
-    ] = None,
+    task: Tasks = None,
     data: Annotated[Path | None, typer.Option(help="Own JSONL. Default: the tasks' own data.")] = None,
     train: Annotated[Path | None, typer.Option(help="The training JSONL: the yardsticks learn from it.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many samples of a task.", min=1)] = None,
@@ -204,7 +199,7 @@ def evaluate(
     from tsugiki.evals import results as results_file
     from tsugiki.evals import task as tasks
     from tsugiki.evals.budget import apply_budget, judge, load_budget
-    from tsugiki.evals.tables import table
+    from tsugiki.evals.tables import table, without_interval
 
     limits = None if budget is None else load_budget(budget)
     names, settings = asked(task or ([] if own is not None and data is None else _scorable(data, limit)), own, int8)
@@ -219,6 +214,8 @@ def evaluate(
         results = tasks.measure(loaded, names, data, limit=limit, seconds=seconds, progress=tell, **settings)
     scores = [score for result in results.values() for score in result.scores]
     out.print(table(scores))
+    if few := without_interval(scores):
+        show(few)
     if RETENTION in results:
         out.print(power(results[RETENTION].scores, limits))
         if int8:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tsugiki import identity
 from tsugiki.data.prompt import plain_messages, text_ids
 from tsugiki.errors import TsugikiError
+from tsugiki.evals._pace import Tell, counted
 from tsugiki.evals._reference import Reference, recorded, word_hashes
 from tsugiki.evals._reference import load_bare as load_bare
 from tsugiki.evals.prompts import Prompt
@@ -106,7 +107,7 @@ def words(model: Any, ref: Reference) -> Iterator[Check]:
 
 
 @torch.no_grad()
-def logits(model: Any, ref: Reference, prompts: Sequence[Prompt], tokenizer: Any) -> Check:
+def logits(model: Any, ref: Reference, prompts: Sequence[Prompt], tokenizer: Any, tell: Tell) -> Check:
     """Logits of every prompt bit for bit, each alone and in padded batches of like shapes."""
     rows = [ids for p in prompts if (ids := _ids(model, p, tokenizer))]
     device = model.device
@@ -118,7 +119,7 @@ def logits(model: Any, ref: Reference, prompts: Sequence[Prompt], tokenizer: Any
         batches.append(padded)
         masks.append(real)
     wrong = []
-    for n, (ids, mask) in enumerate(_zip(batches, masks)):
+    for n, (ids, mask) in enumerate(counted(list(_zip(batches, masks)), "logits", tell)):
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         own = model(**inputs).logits
         with ref.bare(model) as bare:
@@ -133,14 +134,17 @@ def logits(model: Any, ref: Reference, prompts: Sequence[Prompt], tokenizer: Any
 
 
 @torch.no_grad()
-def answers(model: Any, ref: Reference, prompts: Sequence[Prompt], n: int, max_new_tokens: int, seed: int) -> Check:
+def answers(
+    model: Any, ref: Reference, prompts: Sequence[Prompt], n: int, max_new_tokens: int, seed: int, tell: Tell
+) -> Check:
     """Whole answers of `chat(text)` against the bare tokenizer, template and generation config: ids, stops and text."""
     tokenizer = ref.tokenizer or model.tokenizer
     asked = _answerable(prompts, tokenizer, model, max_new_tokens)[:n]
-    own = [_seeded(seed + i, lambda p=p: _chat(model, p, max_new_tokens)) for i, p in enumerate(asked)]
+    numbered = enumerate(counted(asked, "answers of the model", tell))
+    own = [_seeded(seed + i, lambda p=p: _chat(model, p, max_new_tokens)) for i, p in numbered]
     wrong, stopped = [], 0
     with ref.bare(model) as bare:
-        for i, (prompt, mine) in enumerate(zip(asked, own, strict=True)):
+        for i, (prompt, mine) in enumerate(counted(list(_zip(asked, own)), "answers of the bare LLM", tell)):
             other = _seeded(seed + i, lambda p=prompt: _bare_answer(bare, tokenizer, p, max_new_tokens))
             stopped += len(other[1]) < max_new_tokens
             if mine != other:

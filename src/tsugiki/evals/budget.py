@@ -16,15 +16,15 @@ import yaml
 
 from tsugiki.errors import DataError, UnknownNameError
 from tsugiki.evals import power, published
+from tsugiki.evals._known import SUITES as SUITES
 from tsugiki.evals.stats import MARGIN
-from tsugiki.evals.tables import finite
+from tsugiki.evals.tables import FEWEST, finite, too_few
 from tsugiki.types import Score
 
 Budget = Mapping[str, float]
 """Largest drops: "wiki.loss", "title_choice@picture.accuracy", or a metric of all text requests ("loss"), or of all
 requests after a picture ("loss@picture"); with int8 weights "wiki@int8.loss", "loss@picture@int8"."""
 
-SUITES = ("wiki", "title_choice", "next_sentence", "definition_choice", "arithmetic", "instructions", "answers")
 OWN = ("own_options", "own_answers", "own_prompts")
 """Of the user's own prompts (`evals.own`)."""
 METRICS = {
@@ -75,6 +75,11 @@ class Violation(Verdict):
 
     def __str__(self) -> str:
         name = f"{self.score.task}.{self.score.metric}"
+        if too_few(self.score):
+            return (
+                f"{name} can't be judged ({self.key}): too few items for an interval ({self.score.n}), which takes "
+                f"{FEWEST} or more"
+            )
         if not self.score.informative:
             return (
                 f"{name} can't be judged ({self.key}): {self.score.n} items don't show that the base "
@@ -143,9 +148,9 @@ def line_of(score: Score, budget: Budget) -> float | None:
 def items_needed(score: Score, drop: float) -> float | None:
     """With how many items like those of a score a drop would be told from nothing (`power.items_needed`).
 
-    `inf` for a drop of 0; None where the score has no base.
+    `inf` for a drop of 0; None where the score has no base, or too few items to tell their spread.
     """
-    if score.spread is None:
+    if score.spread is None or too_few(score):
         return None
     # What yes/no items can show is never less than a floor (`power`), which binds here or not at any larger n.
     free = power.smallest_drop(score.spread, score.n, binary=False)

@@ -14,13 +14,31 @@ from tsugiki.evals._html import Html, h, join, page
 from tsugiki.evals.laws import PARTS, TEXT_PARTS, VERSION, Laws, Suggestion, scores
 from tsugiki.evals.tables import between, finite, number, records
 from tsugiki.extras import require
+from tsugiki.types import Score
 
 NAME = "attention"
 _LABELS = {"before": "text before the picture", "image": "the picture", "after": "text after the picture"}
 _ASKED = {"all": "all positions", "answer": "the positions that predict the answer"}
+MEANINGS = {
+    "1 - rho, before against after": "0: the same layers read both texts; 2: layers that read one more read the other "
+    "less. Higher is closer to the bare LLM, which has 2 by arithmetic, as its attention is all on the two texts; so "
+    "it tells little.",
+    "1 - rho, text before, against the bare LLM": "How the layers share out attention to the text before the picture. "
+    "0: as in the bare LLM; 1: unrelated; 2: the opposite. Lower is closer to the bare LLM.",
+    "1 - rho, text after, against the bare LLM": "The same for the text after the picture. Lower is closer to the bare "
+    "LLM.",
+    "share on pictures": "Of all attention, mean over layers. Lower is closer to the bare LLM, which gets no picture "
+    "and has 0; a model that looks has more.",
+}
+"""Metric of `laws.scores` -> what it means, and which direction is closer to the bare LLM."""
+_ADDED = (
+    "What a layer adds to the shift against the bare LLM, of both texts. Lower is closer to the bare LLM; the layers "
+    "with the highest are suggested for learners. Chosen: how often a layer is among them when conversations are drawn "
+    "anew; nearer to 100 % is a surer suggestion."
+)
 _EXPLAINED = (
     "The share of a layer's attention that goes to each part, mean over heads, queries and conversations. The bare LLM "
-    "reads the same text without the picture."
+    "reads the same text without the picture: for the texts, the nearer the two curves, the closer the model is to it."
 )
 
 
@@ -80,7 +98,7 @@ def render(laws: Laws, suggestion: Suggestion, facts: Mapping[str, object]) -> s
         for part, lines in _lines(laws).items()
     ]
     moved = {"model against bare LLM": [(i, m.value) for i, m in enumerate(suggestion.moved)]}
-    figures = [h("li", f"{s.metric}: {number(s.value)} {between(s.low, s.high)}. {s.note}") for s in scores(laws)]
+    figures = [h("li", f"{line}. {MEANINGS[s.metric]} {s.note}") for s, line in told(laws)]
     pairs = [item for k, v in facts.items() for item in (h("dt", k), h("dd", str(v)))]
     return page(
         title,
@@ -94,10 +112,16 @@ def render(laws: Laws, suggestion: Suggestion, facts: Mapping[str, object]) -> s
             h("ul", *figures),
             curves(moved, x_label="layer", y_label="added to 1 - rho, both texts"),
             h("h2", "Layers"),
+            h("p", _ADDED, class_="soft"),
             _table(laws, suggestion),
             *((h("h2", "What was run"), h("dl", *pairs)) if pairs else ()),
         ),
     )
+
+
+def told(laws: Laws) -> list[tuple[Score, str]]:
+    """Each score, and its value with its interval."""
+    return [(s, f"{s.metric}: {number(s.value)} {between(s.low, s.high)}".strip()) for s in scores(laws)]
 
 
 def png(laws: Laws, suggestion: Suggestion) -> bytes:

@@ -54,7 +54,7 @@ def verify(
         max_new_tokens: their greatest length.
         seed: for generation configs that sample; both sides draw the same numbers.
         out: where to write the proof: a .json file (a .txt for people beside it), or a folder for `proof.json`.
-        progress: told what is being checked.
+        progress: told what was checked, and in the long checks how far it is and how long the rest takes.
 
     Raises:
         DataError: unusable prompts. A claim that fails is no error: it is in the proof.
@@ -66,7 +66,7 @@ def verify(
     try:
         ref = _reference.reference(model) if against is None else _reference.parent_reference(_load(against, model))
         checks = []
-        for check in _checks(model, ref, asked, answers, max_new_tokens, seed):
+        for check in _checks(model, ref, asked, answers, max_new_tokens, seed, tell):
             tell(f"{check.name}: {'holds' if check.holds else 'DOES NOT HOLD'} - {check.detail}")
             checks.append(check)
     finally:
@@ -183,7 +183,13 @@ def describe(proof: Proof) -> str:
 
 
 def _checks(
-    model: Any, ref: _reference.Reference, asked: Sequence[Prompt], answers: int, max_new_tokens: int, seed: int
+    model: Any,
+    ref: _reference.Reference,
+    asked: Sequence[Prompt],
+    answers: int,
+    max_new_tokens: int,
+    seed: int,
+    tell: Progress,
 ) -> Iterator[Check]:
     if not ref.parent:
         yield _claims.recorded_base(model, ref)
@@ -194,8 +200,8 @@ def _checks(
     if not exact:
         return
     tokenizer = ref.tokenizer or model.tokenizer
-    yield _claims.logits(model, ref, asked, tokenizer)
-    yield _claims.answers(model, ref, asked, answers, max_new_tokens, seed)
+    yield _claims.logits(model, ref, asked, tokenizer, tell)
+    yield _claims.answers(model, ref, asked, answers, max_new_tokens, seed, tell)
     if model.prefix_exact:
         yield _claims.prefix(model, ref, asked)
     if _pictured.compared(model, ref):

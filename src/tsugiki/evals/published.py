@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Any
 
 import yaml
 
 from tsugiki.errors import AssetError, DataError, UnknownNameError, UnsupportedError
+from tsugiki.evals import _known
 from tsugiki.evals.harness import asked, quiet
 from tsugiki.extras import require
-
-FOLDER = "lm_suites"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +50,7 @@ class Fetched:
 
 def available() -> list[str]:
     """Names of the suites, from the folder."""
-    names = (f.name for f in files("tsugiki.evals").joinpath(FOLDER).iterdir())
-    return sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml"))
+    return _known.published()
 
 
 def suite(name: str) -> Suite:
@@ -64,7 +61,7 @@ def suite(name: str) -> Suite:
     """
     if name not in available():
         raise UnknownNameError("published suite", name, available())
-    text = files("tsugiki.evals").joinpath(FOLDER, f"{name}.yaml").read_text(encoding="utf-8")
+    text = (_known.LM_SUITES / f"{name}.yaml").read_text(encoding="utf-8")
     return Suite(name=name, **yaml.safe_load(text))
 
 

@@ -40,7 +40,8 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
+        ends = f" [{self.low:.3f}, {self.high:.3f}]" if np.isfinite([self.low, self.high]).all() else ""
+        return f"{self.value:.3f}{ends} (n={self.n})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from tsugiki.types import Score
 
+FEWEST = 2
+"""Items without which there is no interval; pictures, where items of one picture are drawn together."""
+
 HEADINGS = ("task", "figure", "model [95 %]", "bare LLM", "difference [95 %]", "yardsticks", "n")
 
 
@@ -24,17 +27,38 @@ def number(value: float | None, *, sign: bool = False) -> str:
 
 
 def between(low: float | None, high: float | None, *, sign: bool = False) -> str:
-    """An interval in brackets, nothing without one."""
-    return "" if low is None or high is None else f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
+    """An interval in brackets, nothing without one; an infinite one, that of a single item, is none."""
+    if low is None or high is None or math.isinf(low) or math.isinf(high):
+        return ""
+    return f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
+
+
+def too_few(score: Score) -> bool:
+    """Whether there are too few items for an interval of the value or of the difference."""
+    ends = (score.low, score.high, score.difference_low, score.difference_high)
+    return any(end is not None and math.isinf(end) for end in ends)
+
+
+def without_interval(scores: Sequence[Score]) -> str:
+    """The sentence about scores of too few items; empty where there are none."""
+    named = [f"{s.task}.{s.metric} ({s.n})" for s in scores if too_few(s)]
+    if not named:
+        return ""
+    return (
+        f"Too few items for an interval, which takes {FEWEST} or more (of {FEWEST} or more pictures, where they are "
+        f"about pictures); the value stands alone, and no budget judges it: {', '.join(named)}."
+    )
 
 
 def cells(score: Score) -> tuple[str, ...]:
     """One row, in the order of HEADINGS."""
     signed = " minus " in score.metric
-    interval = between(score.low, score.high, sign=signed) or f"± {number(score.stderr)}"
+    interval = between(score.low, score.high, sign=signed)
+    if not interval and math.isfinite(score.stderr):
+        interval = f"± {number(score.stderr)}"
     change = f"{number(score.difference, sign=True)} {between(score.difference_low, score.difference_high, sign=True)}"
     rivals = ", ".join(f"{name} {number(value)}" for name, value in score.yardsticks.items())
-    own = f"{number(score.value, sign=signed)} {interval}"
+    own = f"{number(score.value, sign=signed)} {interval}".strip()
     return (
         score.task,
         score.metric + ("" if score.informative else " (uninformative: the base is not clearly above chance)"),

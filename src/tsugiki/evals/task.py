@@ -9,7 +9,6 @@ a figure means raises VERSION, so that old figures are not compared with new.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, Protocol, cast
 from tsugiki.data import schema
 from tsugiki.data.images import source_key
 from tsugiki.errors import DataError, InputError, UnknownNameError
-from tsugiki.evals import stats
+from tsugiki.evals import _known, stats
 from tsugiki.evals.options import Normalise, text_key
 from tsugiki.types import Box, BoxPart, Message, Sample, Score, TextPart
 
@@ -126,9 +125,7 @@ class Task(Protocol):
 
 def available() -> list[str]:
     """Names of the tasks, from the folder."""
-    from tsugiki.evals import tasks
-
-    return sorted(m.name for m in pkgutil.iter_modules(tasks.__path__) if not m.name.startswith("_"))
+    return _known.tasks()
 
 
 def load(name: str) -> Task:

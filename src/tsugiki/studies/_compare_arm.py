@@ -36,7 +36,7 @@ from tsugiki.types import Sample
 
 VERSION = 1
 """Of the files: another one is not read."""
-FRONTEND, PEAK, BEGAN = "frontend.safetensors", "peak.json", "began_with.json"
+FRONTEND, PEAK, BEGAN, KEY = "frontend.safetensors", "peak.json", "began_with.json", "key.txt"
 MEGABYTE = 1e6
 
 Say = Callable[[str], None]
@@ -97,6 +97,8 @@ def run(
         TsugikiError: as training and measuring do.
     """
     arm, learn = plan.arm(place.name), schema.load(plan.data.train)
+    if not place.run.exists():  # what is there is gone on with, or refused
+        atomic_write(place.run / KEY, key(plan, place.name, place.seed) + "\n")
     asked = {name: schema.load(path) for name, path in plan.data.ask.items()}
     turns = [] if plan.data.iit is None else schema.load(plan.data.iit)
     everything = [*learn, *turns, *(s for samples in asked.values() for s in samples)]
@@ -274,9 +276,15 @@ def read(plan: Plan, place: Place) -> dict[str, Any] | None:
         other = f"version {found.get('version')}" if found.get("version") != VERSION else "other settings or data"
         raise StoreError(
             f"an arm of {other}", expected="the same plan and files", where=str(place.file),
-            fix="Choose another folder, or run it again (anew).",
+            fix="Choose another folder, or run it again (--anew, anew=True).",
         )  # fmt: skip
     return found
+
+
+def begun_otherwise(plan: Plan, place: Place) -> bool:
+    """Whether an arm was begun under another plan, with other data or another version."""
+    file = place.run / KEY
+    return file.is_file() and file.read_text(encoding="utf-8").strip() != key(plan, place.name, place.seed)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tsugiki import build, store
-from tsugiki.errors import InputError
+from tsugiki.errors import InputError, RecipeError
 from tsugiki.studies import _draws
 from tsugiki.studies._arms import as_shown, grouped
 from tsugiki.studies._build import VISION, build_model, load_graft
@@ -52,7 +52,16 @@ def undrawn(plan: Recipe) -> Recipe:
 
 def alike(plan: Recipe, other: Recipe) -> Recipe:
     """The recipe with as many steps, of as many samples, in the order of another one; a warm start only where that has
-    one, too."""
+    one, too.
+
+    Raises:
+        RecipeError: the recipe has several stages, among which the other one's steps can't be divided.
+    """
+    if len(plan.stages) != 1:
+        raise RecipeError(
+            f"{len(plan.stages)} stages", expected="one, which gets the steps of the other start's recipe",
+            fix="Give a recipe of one stage.", where=f"hub_recipe {plan.name}".strip() + ": stages",
+        )  # fmt: skip
     stage, (like, *_) = plan.stages[0], other.stages
     shared: dict[str, Any] = {name: getattr(like, name) for name in EQUAL}
     if like.warm_start is None:

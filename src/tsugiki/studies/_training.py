@@ -53,7 +53,8 @@ def encode(model: Any, samples: Sequence[Sample], tell: Tell, *, cache_limit: in
     started = time.monotonic()
     encoded = cache.fill(pictures)
     if encoded:
-        tell(f"{encoded} pictures encoded in {time.monotonic() - started:.0f} s, kept in {cache.folder}")
+        what = "1 picture" if encoded == 1 else f"{encoded} pictures"
+        tell(f"{what} encoded in {time.monotonic() - started:.0f} s, kept in {cache.folder}")
     return cache
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from tsugiki.evals import stats
@@ -128,4 +129,6 @@ def _percent(share: float) -> str:
 
 
 def _between(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{100 * low:.0f} to {100 * high:.0f}]"
+    if low is None or high is None or math.isinf(low) or math.isinf(high):  # none, or of a single item
+        return ""
+    return f" [{100 * low:.0f} to {100 * high:.0f}]"

@@ -16,10 +16,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tsugiki.data.files import atomic_write, sha256_file
+from tsugiki.data.files import atomic_write, hold, sha256_file
 from tsugiki.errors import InputError, StoreError, TsugikiError, UnknownNameError
 from tsugiki.evals._charts import standalone
 from tsugiki.extras import require
@@ -32,6 +33,7 @@ from tsugiki.studies._compare_arm import Place
 from tsugiki.studies._compare_figures import Tested
 from tsugiki.studies._compare_plan import Plan, Test
 from tsugiki.studies._compare_process import told
+from tsugiki.training.run import LOCK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ def compare(
         plan: a YAML file, its fields, or a Plan.
         out: the comparison's folder.
         only: arms (`wings`), or arms under a seed (`wings:0`); () = all.
-        anew: run those that would be left out, too; what is there of them gets another name.
+        anew: run those that would be left out, too, and those that another plan has begun; what is there of them gets
+            another name.
         make: builds models instead of `build_model`; then everything runs in this process. By default, and from a YAML
             file, each arm has a process of its own: its memory is its own, and a crash takes nothing along.
         say: told what goes on.
@@ -102,6 +105,8 @@ def compare(
                 arms.run(wanted, place, make=make or build_model, say=say)
         except (TsugikiError, RuntimeError, MemoryError) as error:
             why = " ".join(str(error).split())[:500] or type(error).__name__
+            if arms.begun_otherwise(wanted, place):
+                why += " Another plan has begun this arm: `--anew` (anew=True) keeps that aside and begins again."
             atomic_write(_failure(place), why + "\n")
             say(f"{place.stem} failed: {why}")
         else:
@@ -191,18 +196,38 @@ def _chosen(plan: Plan, only: Sequence[str]) -> set[tuple[str, int]]:
 def _open(plan: Plan, place: Place, anew: bool, say: Callable[[str], None]) -> bool:
     """Whether an arm has still to be run; told where what is there of it is no part of this comparison."""
     try:
-        return arms.read(plan, place) is None
+        if arms.read(plan, place) is not None:
+            return False
+        if not anew or not arms.begun_otherwise(plan, place):
+            return True
+        marks = (f"begun-{k}" for k in count(1))
+        mark = next(mark for mark in marks if not place.run.with_name(f"{place.stem}.{mark}").exists())
     except StoreError as error:
         if not anew:
             say(f"{place.stem} is left out: {error}")
             return False
-    mark = sha256_file(place.file)[:8]  # another one each time
+        mark = sha256_file(place.file)[:8]  # another one each time
+    _keep_aside(place, mark)
+    say(f"{place.stem} is run anew; what was there is kept as {place.stem}.{mark}")
+    return True
+
+
+def _keep_aside(place: Place, mark: str) -> None:
+    """Give what is there of an arm another name.
+
+    Raises:
+        StoreError: it is being trained right now.
+    """
+    if (lock := place.run / LOCK).is_file():
+        with lock.open("a") as file:
+            hold(
+                file, found="another process trains this arm", expected="an arm that nobody trains", fix="Wait for it.",
+                where=str(place.run),
+            )  # fmt: skip
     # The file last: without it, a call that comes after a crash would go on with the old training.
     for path, end in ((place.run, ""), (place.file, ".json")):
         if path.exists():
             path.rename(path.with_name(f"{place.stem}.{mark}{end}"))
-    say(f"{place.stem} is run anew; what was there is kept as {place.stem}.{mark}")
-    return True
 
 
 def _failure(place: Place) -> Path:

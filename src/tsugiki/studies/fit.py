@@ -24,6 +24,8 @@ from tsugiki.data.files import atomic_write
 from tsugiki.evals import proof as proofs
 from tsugiki.evals import report as reports
 from tsugiki.evals import task as tasks
+from tsugiki.evals._pace import paced
+from tsugiki.evals.prompts import bundled
 from tsugiki.evals.tables import records, table
 from tsugiki.studies import _choice, _own
 from tsugiki.studies._asked import asked_of
@@ -160,9 +162,11 @@ def fit(
     schema.write(plan.folder / "data" / "train.jsonl", plan.parts.train)
     if plan.parts.test:
         schema.write(plan.folder / "data" / "test.jsonl", plan.parts.test)
-    tell("Proof: the LLM with the graft against the LLM as it was")
+    asked = f", on {len(bundled())} prompts and {answers} whole answers" if made.model.guarantee == "exact" else ""
+    tell(f"Proof: the LLM with the graft against the LLM as it was{asked}")
+    told, file = paced(lambda line: tell(f"Proof: {line}")), plan.folder / "proof.json"
     with quiet_bars():
-        proof = proofs.verify(made.model, answers=answers, seed=seed, out=plan.folder / "proof.json")
+        proof = proofs.verify(made.model, answers=answers, seed=seed, out=file, progress=told)
     scores, said = _scored(made.model, made.features, plan, cells, own.samples)
     result = FitResult(
         out=plan.folder,

@@ -59,7 +59,7 @@ class Worth:
     probe: str
     """The probe's; empty without one."""
     reasons: tuple[str, ...]
-    """In words."""
+    """In words, most of them with probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,18 @@ class LabelNext:
     def rows(self) -> list[tuple[str, ...]]:
         """Place, picture, the two answers and the reasons."""
         found = enumerate(self.chosen, 1)
-        return [(str(i), w.sample.id, w.answer, w.probe, " ".join(w.reasons)) for i, w in found]
+        return [(str(i), w.sample.id, w.answer, w.probe, "; ".join(w.reasons)) for i, w in found]
 
 
-HEADINGS = ("", "picture", "graft", "probe", "why")
+HEADINGS = ("", "picture", "model says", "probe says", "why")
+READ = (
+    "Figures in the reasons are probabilities from 0 to 1. The linear probe is a simple classifier on the same picture "
+    "features, fitted to the labelled ones."
+)
+"""How to read the table."""
+FIXED = (
+    "With a fixed camera, where all pictures look alike, use --fixed-camera (near=None): only equal ones are left out."
+)
 
 
 def label_next(
@@ -136,6 +144,7 @@ def label_next(
             raise UnknownNameError("class", name, asked.options, where="severe")
     loaded = load_graft(model) if isinstance(model, str | Path) else model
     pool, notes = _readable(pictures, asked)
+    read = len(pool)
     pool, alike = _new(pool, labelled, near, notes)
     features = FeatureCache(loaded.frontend) if loaded.frontend.tower.frozen else Recent(loaded, 1)
     p = _likelihoods(loaded, pool, features, batch_size, progress)
@@ -149,6 +158,8 @@ def label_next(
     ranks = {name: _ranking.ranks(values) for name, values in figures.items()}
     scores = _ranking.fused(list(ranks.values()))
     kept = _one_each(alike, scores, notes)
+    if near is not None and len(kept) < read:
+        notes.append(FIXED)
     chosen = _ranking.spread(scores[kept], x[kept], n, seed)
     reasons = Reasons(options=asked.options, p=p, q=q, counts=counts, severe=frozenset(severe), ranks=ranks, n=n)
     found = [_worth(kept[k], pool[kept[k]], float(scores[kept[k]]), others, reasons) for k, others in chosen.items()]
@@ -195,7 +206,7 @@ def _readable(pictures: str | Path | Sequence[ImageSource], asked: Asked) -> tup
         found.append(Sample(id=name, messages=messages, task="decision", options=asked.options, where=name))
     if not found:
         raise wrong[0] if wrong else DataError("no picture", expected="one or more", where="pictures")
-    return found, [f"{len(wrong)} pictures can't be read and are left out; the first: {wrong[0]}"] if wrong else []
+    return found, [f"{_pictures(len(wrong))} can't be read, left out; the first: {wrong[0]}"] if wrong else []
 
 
 def _new(
@@ -210,16 +221,20 @@ def _new(
     fresh = [group for group in groups if group[-1] < len(pool)]
     kept = sorted(i for group in fresh for i in group)
     if len(kept) < len(pool):
-        notes.append(f"{len(pool) - len(kept)} pictures show nearly the same as a labelled one and are left out.")
+        notes.append(f"{_pictures(len(pool) - len(kept))} left out: nearly the same as a labelled one.")
     if not kept:
         raise DataError(
             f"all {len(pool)} pictures show nearly the same as labelled ones",
             expected="a new one",
-            fix="Give other pictures, or near=None (--fixed-camera) where a fixed camera makes all alike.",
+            fix=f"Give other pictures. {FIXED}",
             where="pictures",
         )
     number = {i: k for k, i in enumerate(kept)}
     return [pool[i] for i in kept], [[number[i] for i in group] for group in fresh]
+
+
+def _pictures(n: int) -> str:
+    return f"{n} picture{'' if n == 1 else 's'}"
 
 
 def _likelihoods(
@@ -252,7 +267,7 @@ def _one_each(alike: Sequence[Sequence[int]], scores: Floats, notes: list[str]) 
     """The best picture of each group."""
     kept = sorted(max(group, key=lambda i: (scores[i], -i)) for group in alike)
     if len(kept) < len(scores):
-        notes.append(f"{len(scores) - len(kept)} pictures show nearly the same as a better one and are left out.")
+        notes.append(f"{_pictures(len(scores) - len(kept))} left out: nearly the same as a better one.")
     return kept
 
 
@@ -272,9 +287,9 @@ def _write(result: LabelNext, out: Path) -> None:
     schema.write(out / "next.jsonl", [w.sample for w in result.chosen])
     rows = [HEADINGS, ("---",) * len(HEADINGS), *result.rows()]
     cells = (" | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) for row in rows)
-    notes = "".join(f"* {note}\n" for note in result.notes)
-    atomic_write(out / "next.md", "".join(f"| {row} |\n" for row in cells) + (f"\n{notes}" if notes else ""))
+    notes = "".join(f"* {note}\n" for note in (READ, *result.notes))
+    atomic_write(out / "next.md", "".join(f"| {row} |\n" for row in cells) + f"\n{notes}")
     shown = [
-        replace(w.sample, messages=(Message.of("user", " ".join(w.reasons), w.sample.images),)) for w in result.chosen
+        replace(w.sample, messages=(Message.of("user", "; ".join(w.reasons), w.sample.images),)) for w in result.chosen
     ]
     draw_sheet(shown, out / "sheet.png", limit=len(shown))

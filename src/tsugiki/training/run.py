@@ -20,6 +20,7 @@ from tsugiki.training import checkpoints
 from tsugiki.training.checkpoints import Checkpoint
 from tsugiki.training.recipe import FREE, Recipe
 
+LOCK = ".lock"
 PACKAGES = ("tsugiki", "torch", "transformers", "accelerate", "safetensors", "numpy")
 
 
@@ -57,7 +58,7 @@ class Run:
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            file = (self.out / ".lock").open("a")
+            file = (self.out / LOCK).open("a")
         except OSError as error:
             raise StoreError(
                 f"can't be written ({error.strerror})", expected="a folder for the run", where=str(self.out)
