@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,18 @@ from tsugiki.evals.task import message_text
 from tsugiki.evals.tasks import grounding
 from tsugiki.evals.text_items import articles
 from tsugiki.evals.yardsticks import pooled
-from tsugiki.types import Message, Sample
+from tsugiki.types import ImagePart, Message, Sample
 
 NAMES, OPTIONS, SIZE = 120, 50, 448
 ASSETS = ("openmoji", "font-ja", "font-latin", "wiki")
 DRAWN: dict[str, Any] = {"size": SIZE, "backgrounds": ("plain", "texture")}
 """The other backgrounds of the generators are fabric photographs."""
-ONE = {"naming": 6, "colour": 2, "place": 1, "box": 2, "absent": 1, "presence": 1, "caption": 1}
-FEW = {"naming": 2, "colour": 2, "count": 4, "place": 2, "box": 4, "absent": 2, "presence": 4, "caption": 1}
+ONE = {"naming": 12, "colour": 2, "place": 2, "box": 3, "absent": 1, "presence": 1, "caption": 1}
+FEW = {"naming": 2, "colour": 2, "count": 5, "place": 2, "box": 5, "absent": 2, "presence": 5, "caption": 1}
 FORMS = {"short": 8, "full": 1, "boxes": 1}
+QUESTIONS = 4
+"""About each picture."""
+NAMELESS = ("naming", "caption")
 READ = ("read", "field", "gauge", "cell", "text box")
 ASKED_OF_TEXT = (
     "What is {}?",
@@ -44,30 +48,44 @@ ASKED_OF_TEXT = (
 TASKS = ("naming", "box", "presence", "count")
 
 
-def learn(folder: Path, n: int, texts: int = 160) -> dict[str, list[Sample]]:
-    """The sources of the recipe: n pictures of one object and n of one to three, n / 8 to read, questions as text."""
-    from tsugiki.synth import ocr, scenes
+def questions(folder: Path, n: int) -> tuple[list[Sample], list[Sample]]:
+    """`QUESTIONS` questions about each of n pictures of one object, and about each of n of one to three."""
+    from tsugiki.synth import scenes
 
     for name in ASSETS:
         assets.fetch(name)
     common: dict[str, Any] = {**DRAWN, "pictograms": NAMES, "forms": FORMS, "languages": {"en": 2, "ja": 1}}
-    one = scenes.generate(n, out=folder / f"one-{n}", objects=(1, 1), tasks=ONE, options=OPTIONS, **common)
-    few = scenes.generate(
-        n,
-        out=folder / f"few-{n}",
-        objects=(1, 3),
-        tasks=FEW,
-        options=OPTIONS,
-        questions_per_picture=2,
-        seed=1,
-        **common,
-    )
-    words = ocr.generate(n // 8, out=folder / f"words-{n}", tasks=READ, languages={"en": 2, "ja": 1}, **DRAWN)
+    common |= {"options": OPTIONS, "questions_per_picture": QUESTIONS}
+    one = scenes.generate(n, out=folder / f"one-{n}", objects=(1, 1), tasks=ONE, **common)
+    return one, scenes.generate(n, out=folder / f"few-{n}", objects=(1, 3), tasks=FEW, seed=1, **common)
+
+
+def learn(folder: Path, n: int, texts: int = 160) -> dict[str, list[Sample]]:
+    """The sources of the recipe: a conversation about each picture of `questions`, n / 8 pictures to read, and
+    questions as text."""
+    from tsugiki.synth import ocr
+
+    talks = [
+        [conversation(list(of)) for _, of in groupby(part, key=lambda s: s.images[0])] for part in questions(folder, n)
+    ]
     # By turns, so that what looks at the first pictures alone (a warm start) sees both kinds.
-    scene = [s for i, single in enumerate(one) for s in (single, *few[2 * i : 2 * i + 2])]
+    scenes = [talk for pair in zip(*talks, strict=True) for talk in pair]
+    words = ocr.generate(n // 8, out=folder / f"words-{n}", tasks=READ, languages={"en": 2, "ja": 1}, **DRAWN)
     titles = [article.title for article in articles("train")[:texts]]
     text = [ASKED_OF_TEXT[i % len(ASKED_OF_TEXT)].format(title) for i, title in enumerate(titles)]
-    return {"scenes": scene, "words": words, "text": [_question(i, t) for i, t in enumerate(text)]}
+    return {"scenes": scenes, "words": words, "text": [_question(i, t) for i, t in enumerate(text)]}
+
+
+def conversation(samples: Sequence[Sample]) -> Sample:
+    """All questions about one picture, one after the other: the tokens of the picture are read once for all of them.
+
+    What asks for names comes first, since the other questions tell them.
+    """
+    first, *later = sorted(samples, key=lambda s: s.task not in NAMELESS)
+    turns = [
+        replace(m, parts=tuple(p for p in m.parts if not isinstance(p, ImagePart))) for s in later for m in s.messages
+    ]
+    return replace(first, task="conversation", messages=(*first.messages, *turns), options=())
 
 
 def _question(number: int, text: str) -> Sample:

@@ -7,7 +7,7 @@
     python benchmarks/starter.py --commit lite0-320                # its graft into src/tsugiki/starter
 
 Every combination has the same pictures, order and number of steps: `STEPS`, with which the slowest takes about 5
-minutes of one core in round 1 and 20 in round 2. A clock would give fewer steps to what runs beside other work, and
+minutes of one core in round 1 and 15 in round 2. A clock would give fewer steps to what runs beside other work, and
 another result to a run that was continued.
 
 The figure that ranks: the mean over naming, boxes, yes/no and counting of (right - chance) / (1 - chance). Each kind
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from _results import RESULTS, write
-from _starter_data import NAMES, OPTIONS, TASKS, answered, ask, learn, probe, score
+from _starter_data import NAMES, OPTIONS, QUESTIONS, TASKS, answered, ask, learn, probe, questions, score
 
 from tsugiki import assets, starter, store
 from tsugiki.cli._models import new_model
@@ -40,10 +40,10 @@ from tsugiki.training import recipe as recipes
 from tsugiki.training.trainer import StepReport, train
 
 RECIPE = "demo/starter"
-STEPS = {1: 80, 2: 320}
+STEPS = {1: 80, 2: 240}
 PICTURES = 1200
 """Of one object, and as many of one to three, in the rounds; the final training has `FINAL_PICTURES`."""
-FINAL_PICTURES = 5000
+FINAL_PICTURES = 3000
 ASKED, REPORTED = 120, 240
 """Pictures of each kind that choose, and those that are reported on; they are different ones."""
 CHOOSE, REPORT = 1, 2  # their seeds
@@ -150,8 +150,8 @@ def table() -> None:
         f"Chance: {chance}. {ASKED} pictures to name among 50 options by likelihood, {ASKED} of one to three objects"
         " with a question each for a box (first box right at IoU 0.5), presence and number; unseen renderings and"
         " backgrounds.",
-        f"Steps of 8 samples; {PICTURES} pictures of one object and {PICTURES} of one to three, {PICTURES // 8} of"
-        " words, 160 questions about text after a picture. One seed.",
+        f"Steps of 8 pictures; {PICTURES} of one object and {PICTURES} of one to three with {QUESTIONS} questions each,"
+        f" {PICTURES // 8} of words, 160 questions about text after a picture. One seed, bf16.",
         "MB: of the graft's numbers in float16.",
         "The two best of round 1 go into round 2; intervals are over the pictures and do not cover the choice.",
     ]
@@ -189,7 +189,8 @@ def commit(name: str) -> None:
         assert size <= LARGEST, f"{size / 1e6:.1f} MB"
         model = load_graft(work, plan.model.base)
         found = score(model, asked, features)
-        own = tasks.measure(model, ["decisions", "grounding"], asked, features=features, train=known)
+        taught = [s for part in questions(folder() / "data", FINAL_PICTURES) for s in part]
+        own = tasks.measure(model, ["decisions", "grounding"], asked, features=features, train=taught)
         scores = [s for result in own.values() for s in result.scores]
         proof = proofs.verify(model, answers=20)
         lines = [f"`tsugiki verify`: {'holds' if proof.holds else 'DOES NOT HOLD'}, {proof.prompts} prompts"]
