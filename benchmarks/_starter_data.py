@@ -61,19 +61,19 @@ def questions(folder: Path, n: int) -> tuple[list[Sample], list[Sample]]:
 
 
 def learn(folder: Path, n: int, texts: int = 160) -> dict[str, list[Sample]]:
-    """The sources of the recipe: a conversation about each picture of `questions`, n / 8 pictures to read, and
-    questions as text."""
+    """The sources of the recipe: what single objects are called, a conversation about each picture of `questions`,
+    n / 8 pictures to read, and questions as text."""
     from tsugiki.synth import ocr
 
-    talks = [
-        [conversation(list(of)) for _, of in groupby(part, key=lambda s: s.images[0])] for part in questions(folder, n)
-    ]
-    # By turns, so that what looks at the first pictures alone (a warm start) sees both kinds.
+    one, few = questions(folder, n)
+    names = [s for s in one if s.task == "naming"]
+    talks = [[conversation(list(of)) for _, of in groupby(part, key=lambda s: s.images[0])] for part in (one, few)]
+    # By turns, so that what looks at the first pictures alone (the fit of places) sees both kinds.
     scenes = [talk for pair in zip(*talks, strict=True) for talk in pair]
     words = ocr.generate(n // 8, out=folder / f"words-{n}", tasks=READ, languages={"en": 2, "ja": 1}, **DRAWN)
     titles = [article.title for article in articles("train")[:texts]]
     text = [ASKED_OF_TEXT[i % len(ASKED_OF_TEXT)].format(title) for i, title in enumerate(titles)]
-    return {"scenes": scenes, "words": words, "text": [_question(i, t) for i, t in enumerate(text)]}
+    return {"names": names, "scenes": scenes, "words": words, "text": [_question(i, t) for i, t in enumerate(text)]}
 
 
 def conversation(samples: Sequence[Sample]) -> Sample:

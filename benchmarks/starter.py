@@ -6,9 +6,9 @@
     python benchmarks/starter.py --final lite0-320 --hours 3       # the chosen one at length; again: continued
     python benchmarks/starter.py --commit lite0-320                # its graft into src/tsugiki/starter
 
-Every combination has the same pictures, order and number of steps: `STEPS`, with which the slowest takes about 5
-minutes of one core in round 1 and 15 in round 2. A clock would give fewer steps to what runs beside other work, and
-another result to a run that was continued.
+Every combination has the same pictures, order and number of steps: `STEPS`, which take the slowest about 5 minutes of
+one core in round 1 and 12 in round 2. A clock would give fewer steps to what runs beside other work, and another result
+to a run that was continued.
 
 The figure that ranks: the mean over naming, boxes, yes/no and counting of (right - chance) / (1 - chance). Each kind
 counts the same, since a start has to serve all of them; guessing is 0 and all right is 1 in each, so that a kind with
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from tsugiki.training import recipe as recipes
 from tsugiki.training.trainer import StepReport, train
 
 RECIPE = "demo/starter"
-STEPS = {1: 80, 2: 240}
+STEPS = {1: (30, 30), 2: (80, 80)}
+"""Of the two stages: names, everything."""
 PICTURES = 1200
 """Of one object, and as many of one to three, in the rounds; the final training has `FINAL_PICTURES`."""
 FINAL_PICTURES = 3000
@@ -48,13 +50,13 @@ ASKED, REPORTED = 120, 240
 """Pictures of each kind that choose, and those that are reported on; they are different ones."""
 CHOOSE, REPORT = 1, 2  # their seeds
 LITE0 = ["model.vision=efficientnet-lite0"]
-WINGS = "stages.eyes.train.graft.wings=3.0e-4"
+WINGS = "train.graft.wings=3.0e-4"
 COMBINATIONS: dict[str, list[str]] = {
     "lite0-224": [*LITE0, "model.input_size=224"],
     "lite0-320": [*LITE0, "model.input_size=320"],
     "lite0-448": [*LITE0, "model.input_size=448"],
     "lite2-320": ["model.vision=efficientnet-lite2", "model.input_size=320"],
-    "lite0-320-rate": [*LITE0, "model.input_size=320", "stages.eyes.train.projector=6.0e-4"],
+    "lite0-320-rate": [*LITE0, "model.input_size=320", "train.projector=6.0e-4"],
     "lite0-320-wings16": [
         *LITE0, "model.input_size=320", "model.grafts=[wings]", "model.options.rank=16", WINGS,
     ],
@@ -63,7 +65,7 @@ COMBINATIONS: dict[str, list[str]] = {
     ],
     "lite0-320-cross": [
         *LITE0, "model.input_size=320", "model.grafts=[cross_attention, projector]", "model.options.every=8",
-        "model.options.ffn_ratio=0.0", "stages.eyes.train.graft.cross_attention=3.0e-4",
+        "model.options.ffn_ratio=0.0", "train.graft.cross_attention=3.0e-4",
     ],
 }  # fmt: skip
 """All with three places in the front-end and boxes as four numbers of two digits, without which none of them learns
@@ -78,13 +80,14 @@ def folder() -> Path:
     return assets.cache_dir() / "runs" / "starter"
 
 
-def plan_of(name: str, steps: int) -> recipes.Recipe:
+def plan_of(name: str, steps: Sequence[int]) -> recipes.Recipe:
     """The recipe of a combination; what the base says to the texts is made once for all of them."""
-    common = ["precision=bf16", f"steps={steps}", "stages.eyes.data.text.answers=given"]
+    common = ["precision=bf16", "stages.eyes.data.text.answers=given"]
+    common += [f"stages.{stage}.steps={n}" for stage, n in zip(("names", "eyes"), steps, strict=True)]
     return recipes.load(RECIPE, [*COMBINATIONS[name], *common])
 
 
-def prepared(name: str, steps: int, n: int) -> tuple[recipes.Recipe, Any, dict[str, Any]]:
+def prepared(name: str, steps: Sequence[int], n: int) -> tuple[recipes.Recipe, Any, dict[str, Any]]:
     """Recipe, new model and training samples."""
     plan = plan_of(name, steps)
     assert plan.model.base is not None and isinstance(plan.model.vision, str)
@@ -93,7 +96,7 @@ def prepared(name: str, steps: int, n: int) -> tuple[recipes.Recipe, Any, dict[s
     torch.manual_seed(plan.seed)
     model = new_model(plan.model, None, None, device="cpu")
     data = learn(folder() / "data", n)
-    tokens = plan.stages[0].data["text"].answer_tokens
+    tokens = plan.stages[-1].data["text"].answer_tokens
     data["text"] = answered(model, data["text"], folder() / "data" / "text.jsonl", tokens)
     return plan, model, data
 
@@ -150,8 +153,9 @@ def table() -> None:
         f"Chance: {chance}. {ASKED} pictures to name among 50 options by likelihood, {ASKED} of one to three objects"
         " with a question each for a box (first box right at IoU 0.5), presence and number; unseen renderings and"
         " backgrounds.",
-        f"Steps of 8 pictures; {PICTURES} of one object and {PICTURES} of one to three with {QUESTIONS} questions each,"
-        f" {PICTURES // 8} of words, 160 questions about text after a picture. One seed, bf16.",
+        f"Steps of 16 names, then of 8 pictures; {PICTURES} of one object and {PICTURES} of one to three with"
+        f" {QUESTIONS} questions each, {PICTURES // 8} of words, 160 questions about text after a picture. One seed,"
+        " bf16.",
         "MB: of the graft's numbers in float16.",
         "The two best of round 1 go into round 2; intervals are over the pictures and do not cover the choice.",
     ]
@@ -166,7 +170,8 @@ def final(name: str, hours: float) -> None:
     if not chosen.is_file():
         pace = json.loads((FINISHED / f"{name}-2.json").read_text())
         out.mkdir(parents=True, exist_ok=True)
-        chosen.write_text(json.dumps(int(hours * 3600 * pace["steps"] / pace["seconds"])))
+        times = hours * 3600 / pace["seconds"]
+        chosen.write_text(json.dumps([int(n * times) for n in STEPS[2]]))
     plan, model, data = prepared(name, json.loads(chosen.read_text()), FINAL_PICTURES)
     features = encode(model, [*data["scenes"], *data["words"]], print)
     done = train(model, plan, out, data=data, features=features, progress=False, on_step=tell(name, 100))
@@ -197,7 +202,12 @@ def commit(name: str) -> None:
         lines += sentences(found, before, probe(features, data["scenes"], asked))
         (work / "recipe.yaml").write_text(plan.to_yaml(), encoding="utf-8")
         shutil.copy(out / "log.jsonl", work / "log.jsonl")
-        facts = {"seed": plan.seed, "steps": plan.stages[0].steps, "pictures": [FINAL_PICTURES] * 2, "asked": REPORTED}
+        facts = {
+            "seed": plan.seed,
+            "steps": [stage.steps for stage in plan.stages],
+            "pictures": [FINAL_PICTURES] * 2,
+            "asked": REPORTED,
+        }
         content = {**facts, "findings": lines, "right": found, "float32": before["shares"], "scores": records(scores)}
         (work / "scores.json").write_text(json.dumps(content, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         card = work / store.CARD
@@ -271,7 +281,7 @@ def main() -> None:
     parser.add_argument("--commit", choices=list(COMBINATIONS), help="put its final graft into the package")
     given = parser.parse_args()
     if given.data:
-        prepared("lite0-224", 1, PICTURES)
+        prepared("lite0-224", (1, 1), PICTURES)
         ask(folder() / "data", CHOOSE, ASKED)
     for one in given.only or ():
         name, _, number = one.rpartition(":")

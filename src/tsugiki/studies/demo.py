@@ -191,7 +191,7 @@ def _part(
     clock.done(f"{name}: encode pictures")
     training = None
     if plan.recipe:
-        changes = [f"minutes={plan.share * minutes}", f"train={dict(plan.made.stages[0].train)}"]
+        changes = [f"minutes={plan.share * minutes}", f"train={dict(plan.made.stages[-1].train)}"]
         changes += ["warm_start=false"] if plan.start else []
         training = train(
             model, plan.recipe, folder, data=list(learn), overrides=changes, features=features, progress=progress
