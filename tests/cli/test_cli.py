@@ -392,8 +392,10 @@ def test_fit(run: Run, fake: Callable[[str, Any], Call], holds: bool) -> None:
     given = fit.given
     assert (given["data"], given["out"], given["method"]) == (Path("photos"), Path("f"), "projector")
     assert (given["overrides"], given["question"], given["vision"]) == (["steps=5"], "何?", "efficientnet-lite0")
-    run("fit", "photos", "--folds", 5, "--method", "projector,wings", "--patience", 0, "--budget", 0.1)
-    assert [fit.given[k] for k in ("folds", "method", "patience", "budget")] == [5, "projector,wings", None, 0.1]
+    assert given["demos"] == 0
+    run("fit", "photos", "--folds", 5, "--method", "projector,wings", "--patience", 0, "--budget", 0.1, "--demos", 4)
+    names = ("folds", "method", "patience", "budget", "demos")
+    assert [fit.given[k] for k in names] == [5, "projector,wings", None, 0.1, 4]
     run("fit", "photos", "--method", "wings", "--method", "lynx")
     assert (fit.given["method"], fit.given["patience"]) == (["wings", "lynx"], 3)
 

@@ -21,6 +21,9 @@ OwnData = Annotated[
 Llm = Annotated[str, typer.Option(help="The LLM: an asset, a folder or a hub id.")]
 Question = Annotated[str | None, typer.Option(help="Asked about pictures that have a label only.")]
 Patience = Annotated[int, typer.Option(help="Evaluations without a better one that end a training; 0 = never.", min=0)]
+Demos = Annotated[
+    int, typer.Option(help="Nearest labelled pictures in front of each question, in training too.", min=0)
+]
 Vision = Annotated[str | None, typer.Option(help="The vision tower: an asset, a folder or a hub id.")]
 
 
@@ -59,6 +62,7 @@ def fit(
     folds: Annotated[int, typer.Option(help="Ask every picture once, by k-fold runs; 0 = one split.", min=0)] = 0,
     inner: Annotated[int, typer.Option(help="Folds of the training pictures that choose between methods.")] = 3,
     patience: Patience = 3,
+    demos: Demos = 0,
     budget: Annotated[
         float, typer.Option(help="Of methods that train the LLM: largest rise of its text loss, nats a token.")
     ] = 0.05,
@@ -74,7 +78,7 @@ def fit(
     result = fit(
         data, base=base, method=stacked(method), vision=vision, out=folder, recipe=recipe,
         overrides=overrides or [], question=question, folds=folds, inner=inner, patience=patience or None,
-        budget=budget, seed=seed, cache_limit=in_bytes(cache_limit),
+        demos=demos, budget=budget, seed=seed, cache_limit=in_bytes(cache_limit),
     )  # fmt: skip
     out.print(result.table)
     show(f"graft: {result.graft}")
@@ -164,6 +168,7 @@ def curve(
     ] = None,
     folds: Annotated[int, typer.Option(help="Of each size.")] = 3,
     patience: Patience = 3,
+    demos: Demos = 0,
     cache_limit: CacheLimit = None,
     seed: Annotated[int, typer.Option(help="Of drawing, folds and training.", min=0)] = 0,
 ) -> None:
@@ -174,7 +179,7 @@ def curve(
     result = curve(
         data, base=base, method=stacked(method), vision=vision, out=folder, recipe=recipe,
         overrides=overrides or [], question=question, sizes=size or SIZES, folds=folds, patience=patience or None,
-        seed=seed, cache_limit=in_bytes(cache_limit),
+        demos=demos, seed=seed, cache_limit=in_bytes(cache_limit),
     )  # fmt: skip
     out.print(table(result.scores))
     for line in result.findings:

@@ -7,9 +7,7 @@ it MMICT or plain is whether the model has a hub.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +21,7 @@ from tsugiki.errors import UnsupportedError
 from tsugiki.evals import yardsticks
 from tsugiki.evals.options import OptionScorer
 from tsugiki.evals.task import Settings, short_answer
-from tsugiki.studies import _divide
-from tsugiki.studies import bank as banks
+from tsugiki.studies import _divide, _in_context
 from tsugiki.studies._draws import TASK
 from tsugiki.studies.neighbours import BankDemos, Form, Recent, form_of, labelled, pooled
 from tsugiki.training.recipe import Recipe
@@ -73,11 +70,8 @@ class Draw:
 
     def with_bank(self, model: Any, form: Form = "pictures") -> list[str]:
         """As `ask`, with the labelled pictures that are nearest to each test picture in front of the question."""
-        folder = self.folder / "bank"
-        shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
-        banks.build(model, self.labelled, folder, answers=self.classes, keep="reference")
-        demos = BankDemos(model, folder, k=self.shown, form=form, features=self.features)
-        with closing(demos.bank):
+        given: dict[str, Any] = {"form": form, "answers": self.classes, "features": self.features}
+        with _in_context.shown_from(model, self.labelled, self.folder / "bank", self.shown, **given) as demos:
             return self.ask(model, demos)
 
     def yardstick(self, name: str) -> list[str]:

@@ -15,11 +15,13 @@ from transformers import PreTrainedModel
 
 from tsugiki import build, extras
 from tsugiki.errors import InputError, UnknownNameError
+from tsugiki.studies import _divide, _in_context
 from tsugiki.studies._build import VISION, build_model
 from tsugiki.studies._cells import Cell, rows_of
 from tsugiki.studies._divide import Parts
 from tsugiki.studies._steps import PATIENCE
 from tsugiki.studies._training import Trained, encode, startable, train_chosen
+from tsugiki.studies.neighbours import single_tower
 from tsugiki.training import parts as trained
 from tsugiki.training import recipe as recipes
 from tsugiki.training.limits import Retention
@@ -59,6 +61,7 @@ class Maker:
     options: Mapping[str, Any] = field(default_factory=dict)
     refit: bool = True
     patience: int | None = PATIENCE
+    demos: int = 0
     cache_limit: int | None = None
     seed: int = 0
     progress: bool = True
@@ -67,6 +70,8 @@ class Maker:
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience {self.patience}", expected="1 or more evaluations", where="patience")
+        if self.demos < 0:
+            raise InputError(f"demos {self.demos}", expected="0 or more pictures in front of each", where="demos")
 
     def plan(self, method: Method) -> Recipe:
         """The recipe: where none is given, the method's own, cut to what own pictures need.
@@ -79,9 +84,11 @@ class Maker:
             if name not in build.methods():
                 raise UnknownNameError("method", name, build.methods(), where="method")
         if self.recipe is not None:
-            return recipes.load(self.recipe, [f"seed={self.seed}", *self.overrides])
-        own = build.preset(method[-1]).recipe
-        return recipes.load(own, [f"seed={self.seed}", f"steps={STEPS}", *self.overrides])
+            found = recipes.load(self.recipe, [f"seed={self.seed}", *self.overrides])
+        else:
+            own = build.preset(method[-1]).recipe
+            found = recipes.load(own, [f"seed={self.seed}", f"steps={STEPS}", *self.overrides])
+        return _in_context.drawn(found, self.demos) if self.demos else found
 
     def model(self, method: Method, *, last: bool = False) -> Any:
         """A fresh graft on the base.
@@ -117,11 +124,14 @@ class Maker:
         plan, model = self.plan(method), self.model(method, last=last)
         if model.frontend.places is None:  # places need no words, and are nothing without a warm start
             plan = startable(plan, parts.inner, self.tell)
+        if self.demos:
+            single_tower(model)  # whose features a bank goes by
+            plan = _in_context.drawn(plan, self.demos, _divide.nearness(parts.train))
         watch = Watch.begin(model, limits) if limits is not None and trains_llm(plan) else None
         features = encode(model, [*parts.train, *parts.test], self.tell, cache_limit=self.cache_limit)
         done = train_chosen(
             model, plan, parts, folder, features=features, refit=self.refit if refit is None else refit,
-            patience=self.patience, tell=self.tell, progress=self.progress,
+            patience=self.patience, demos=self.demos, tell=self.tell, progress=self.progress,
         )  # fmt: skip
         lost = None
         if watch is not None:
@@ -141,9 +151,11 @@ class Maker:
         """Train, and ask the model and its rivals about the parts' test samples."""
         started = time.monotonic()
         made = self.train(method, parts, folder, refit=refit, limits=limits)
-        rows = rows_of(
-            made.model, parts.test, features=made.features, train=parts.train, holdout=parts.hold or 0.2, seed=self.seed
-        )
+        with _in_context.in_front(made.model, parts.train, folder, self.demos, made.features) as shown:
+            rows = rows_of(
+                made.model, parts.test, features=made.features, train=parts.train, holdout=parts.hold or 0.2,
+                demos=shown, seed=self.seed,
+            )  # fmt: skip
         return {
             "method": list(method),
             "guarantee": made.model.guarantee,
@@ -158,7 +170,9 @@ class Maker:
     def content(self, method: Sequence[Method]) -> dict[str, Any]:
         """What figures depend on beside the data, as JSON values; to tell one study from another."""
         base = self.base if isinstance(self.base, str | Path) else getattr(self.base, "name_or_path", "")
+        demos = {"demos": self.demos} if self.demos else {}
         return {
+            **demos,
             "base": str(base),
             "vision": str(self.vision or VISION) if isinstance(self.vision, str | Path | None) else "an object",
             "recipe": [self.plan(one).to_yaml() for one in method],

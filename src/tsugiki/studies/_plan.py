@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tsugiki.studies import _choice, _divide
+from tsugiki.studies import _choice, _divide, _in_context
 from tsugiki.studies._cells import Cell, Cells
 from tsugiki.studies._choice import Choice
 from tsugiki.studies._divide import Kin, Parts
@@ -40,13 +40,26 @@ class Plan:
             self.notes = list(self.parts.notes)
             if len(self.methods) > 1:
                 self.kin = _divide.alike(self.parts.train, [])
-            return
+        else:
+            self._fold(samples, folds)
+        if self.maker.demos:
+            _in_context.enough(list(self._trainings()), self.maker.demos)
+
+    def _fold(self, samples: Sequence[Sample], folds: int) -> None:
+        seed = self.maker.seed
         _divide.refuse_too_little(samples)
         self.notes = _divide.about(samples)
         self.kin = _divide.alike(samples, self.notes)
         self.folded = _divide.fold(samples, folds, self.kin, seed=seed)
         self.notes += _divide.about_folds(samples, self.folded)
         self.parts = _divide.whole(samples, self.kin, seed=seed)
+
+    def _trainings(self) -> Iterator[Parts]:
+        """Of all that will be trained, those of the choice between methods among them."""
+        for parts in (self.parts, *self.folded):
+            yield parts
+            if len(self.methods) > 1:
+                yield from _divide.fold(parts.train, self.inner, self.kin, seed=self.maker.seed)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -56,6 +56,7 @@ class HoldOut:
         folder: for `marks.json`, and for `best`, the saved graft of the best mark so far.
         keep: save the graft of the best mark.
         patience: marks in a row that are no better than the best before, after which the training ends; None = never.
+        demos: samples -> the samples with demonstrations in front, which are asked; None = as they are.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class HoldOut:
         *,
         keep: bool = False,
         patience: int | None = None,
+        demos: Any = None,
         batch_size: int = 8,
     ) -> None:
         self.model, self.samples, self.features, self.keep = model, samples, features, keep
         self.marks, self.folder, self.patience, self.batch_size = set(marks), folder, patience, batch_size
+        self.demos = demos
 
     def __call__(self, report: StepReport) -> bool:
         """Whether it is enough."""
@@ -121,7 +124,7 @@ class HoldOut:
         """Ask the hold-out now."""
         if not all(s.options for s in self.samples):
             return Mark(step, None, -self._loss())
-        scorer = OptionScorer(self.model, features=self.features, batch_size=self.batch_size)
+        scorer = OptionScorer(self.model, features=self.features, demos=self.demos, batch_size=self.batch_size)
         right, total = 0, 0.0
         for sample, scores in zip(self.samples, scorer(self.samples), strict=True):
             gold = message_text(sample.messages[-1]).strip()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsugiki.studies import _asked
+from tsugiki.studies import _asked, _in_context
 from tsugiki.studies._divide import Parts
 from tsugiki.studies._steps import HoldOut, Mark, marks_of
 from tsugiki.training import parts as trained
@@ -77,6 +77,7 @@ def train_chosen(
     features: FeatureCache | None,
     refit: bool = True,
     patience: int | None = None,
+    demos: int = 0,
     tell: Tell,
     progress: bool = False,
 ) -> Trained:
@@ -91,6 +92,7 @@ def train_chosen(
         refit: train again from the start, on all training samples, for the chosen steps; False keeps the weights of
             the best mark.
         patience: marks without a better one, after which it ends; None = never before the last step.
+        demos: pictures of those that are learned from, in front of each question to the hold-out.
 
     Raises:
         RecipeError, DataError, StoreError: as `training.trainer.train`.
@@ -104,11 +106,13 @@ def train_chosen(
     if parts.hold and len(plan.stages) == 1 and stage.steps:
         keeps = {"projector": 0.0, **stage.parts}
         fresh = {name: v.detach().clone() for name, v in trained.trained_tensors(model, keeps).items()}
-        hold = HoldOut(
-            model, parts.held, features, marks_of(stage.steps), folder / "choose", keep=not refit, patience=patience
-        )
         tell(f"Training on {len(parts.inner)} samples; {len(parts.held)} others choose the step count")
-        first = train(model, plan, folder / "choose", data=parts.inner, on_step=hold, **given)
+        with _in_context.in_front(model, parts.inner, folder, demos, features) as shown:
+            hold = HoldOut(
+                model, parts.held, features, marks_of(stage.steps), folder / "choose", keep=not refit,
+                patience=patience, demos=shown,
+            )  # fmt: skip
+            first = train(model, plan, folder / "choose", data=parts.inner, on_step=hold, **given)
         marks, best = tuple(hold.found()), hold.best()
         assert best is not None, "the last step is a mark"
         losses["choosing"], seconds, steps, tried = first.losses, first.seconds, best.step, first.steps

@@ -18,7 +18,7 @@ from typing import Any
 from tsugiki.data.images import source_key
 from tsugiki.errors import DataError, InputError
 from tsugiki.evals._charts import Point
-from tsugiki.studies import _amounts, _choice, _divide, _own
+from tsugiki.studies import _amounts, _choice, _divide, _in_context, _own
 from tsugiki.studies._cells import Cell, Cells, points_of, scores_of
 from tsugiki.studies._divide import Parts
 from tsugiki.studies._making import Maker, need, tell_all, teller
@@ -59,6 +59,7 @@ def curve(
     folds: int = 3,
     refit: bool = False,
     patience: int | None = PATIENCE,
+    demos: int = 0,
     tokenizer: Any = None,
     cache_limit: int | None = None,
     seed: int = 0,
@@ -74,7 +75,7 @@ def curve(
         method: one, or several that are stacked.
         sizes: numbers of labelled pictures; of k folds, (k - 1) / k of them are learned from.
         folds: 2 or more.
-        refit, patience: as for `fit`; without `refit` a cell is one training.
+        refit, patience, demos: as for `fit`; without `refit` a cell is one training.
 
     Raises:
         DataError: a size larger than the data, or too small for the folds; otherwise as `fit`.
@@ -85,7 +86,7 @@ def curve(
     need()
     maker = Maker(
         base=base, vision=vision, tokenizer=tokenizer, recipe=recipe, overrides=overrides, options=options, refit=refit,
-        patience=patience, cache_limit=cache_limit, seed=seed, progress=progress, tell=tell,
+        patience=patience, demos=demos, cache_limit=cache_limit, seed=seed, progress=progress, tell=tell,
     )  # fmt: skip
     found = _choice.candidates(method)
     if len(found) > 1:
@@ -94,10 +95,13 @@ def curve(
         )
     own = _own.read(data, question=question)
     tell(own.found)
+    _in_context.check(own.samples, demos, str(data) if isinstance(data, str | Path) else "data")
     chosen = drawn(own.samples, sizes, folds, seed)
     notes: list[str] = []
     kin = _divide.alike(own.samples, notes)  # whatever the sizes are
     divided = {size: _divide.fold(samples, folds, kin, seed=seed) for size, samples in chosen.items()}
+    if demos:
+        _in_context.enough([part for parts in divided.values() for part in parts], demos)
     tell_all(tell, [*own.notes, *notes])
     content = {**maker.content(found), "data": sources.digest(own.samples), "folds": folds, "seed": seed}
     cells = Cells(Path(out), content, folds * len(chosen), tell)

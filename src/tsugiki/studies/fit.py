@@ -3,6 +3,7 @@
     <out>/  graft/  proof.json  report.html  scores.json  data/train.jsonl  data/test.jsonl
             the training's own files, and choose/, the training that chose the step count
             folds/ (k-fold scores, see `_cells`)  methods/ (the choice between methods, see `_choice`)
+            bank/ (with demos: the pictures that were learned from)
 
 The same call continues a run that was stopped.
 """
@@ -27,12 +28,13 @@ from tsugiki.evals import task as tasks
 from tsugiki.evals._pace import paced
 from tsugiki.evals.prompts import bundled
 from tsugiki.evals.tables import records, table
-from tsugiki.studies import _choice, _own
+from tsugiki.studies import _choice, _in_context, _own
 from tsugiki.studies._asked import asked_of
 from tsugiki.studies._build import quiet_bars
 from tsugiki.studies._cells import TASKS, Cell, answers_of, by_class, scores_of
 from tsugiki.studies._choice import Choice
 from tsugiki.studies._divide import Parts
+from tsugiki.studies._in_context import BANK
 from tsugiki.studies._making import Maker, need, tell_all, teller
 from tsugiki.studies._plan import Plan
 from tsugiki.studies._steps import PATIENCE
@@ -66,6 +68,8 @@ class FitResult:
     model: Any
     choice: Choice | None = None
     """Of the method, where there were several."""
+    bank: Path | None = None
+    """Of the pictures that were learned from, where they stood in front of questions."""
 
     @property
     def holds(self) -> bool:
@@ -93,6 +97,7 @@ def fit(
     inner: int = 3,
     refit: bool = True,
     patience: int | None = PATIENCE,
+    demos: int = 0,
     budget: float = BUDGET,
     texts: str | Path | None = None,
     answers: int = 20,
@@ -124,6 +129,8 @@ def fit(
             the weights of the best mark, which takes about half the time.
         patience: marks in a row without a better one on the inner hold-out, after which a training ends; None = never
             before the recipe's last step.
+        demos: learn with 0 to so many of the nearest other pictures and their labels in front of each, and ask with so
+            many of those that were learned from; they are kept as a demo bank beside the graft. 0 = pictures alone.
         budget: of methods to choose from that train the LLM: how far its text loss may rise, in nats a token, by the
             upper end of the 95 % interval.
         texts: a file of texts to measure that on, with blank lines between them; None = articles of the asset `wiki`.
@@ -137,7 +144,8 @@ def fit(
             for this method are the default.
 
     Raises:
-        DataError, BoxError, ImageError: the data can't be used; one line says where.
+        DataError, BoxError, ImageError: the data can't be used; one line says where. Demos need one closed question
+            about one picture each, and more pictures than demos in every training.
         RecipeError: the recipe can't be run, another run stands in `out`, or no method keeps to the budget.
         InputError, UnknownNameError, UnsupportedError, AssetError, StoreError: as what is called.
     """
@@ -145,13 +153,14 @@ def fit(
     need()
     maker = Maker(
         base=base, vision=vision, tokenizer=tokenizer, recipe=recipe, overrides=overrides, options=options, refit=refit,
-        patience=patience, cache_limit=cache_limit, seed=seed, progress=progress, tell=tell,
+        patience=patience, demos=demos, cache_limit=cache_limit, seed=seed, progress=progress, tell=tell,
     )  # fmt: skip
     found, limits = _choice.candidates(method), Retention(budget=budget, texts=None if texts is None else Path(texts))
     _choice.check(maker, found, limits)
     plan = Plan(maker=maker, methods=found, limits=limits, inner=inner, folder=Path(out))
     own = _own.read(data, question=question)
     tell(own.found)
+    _in_context.check(own.samples, demos, str(data) if isinstance(data, str | Path) else "data")
     plan.divide(own.samples, test=test, folds=folds)
     tell_all(tell, notes := [*own.notes, *plan.notes])
     if not folds:
@@ -167,6 +176,7 @@ def fit(
     told, file = paced(lambda line: tell(f"Proof: {line}")), plan.folder / "proof.json"
     with quiet_bars():
         proof = proofs.verify(made.model, answers=answers, seed=seed, out=file, progress=told)
+    bank = _in_context.keep(made.model, plan.parts.train, plan.folder / BANK) if demos else None
     scores, said = _scored(made.model, made.features, plan, cells, own.samples)
     result = FitResult(
         out=plan.folder,
@@ -180,10 +190,11 @@ def fit(
         seconds=time.monotonic() - started,
         model=made.model,
         choice=choice,
+        bank=bank,
     )
     tell_all(tell, result.findings[: len(result.findings) - len(notes)])
     title = f"{Path(data).name if isinstance(data, str | Path) else 'Own pictures'}: what was learned"
-    _write(result, title, said, _facts(data, own, result, folds, seed))
+    _write(result, title, said, _facts(data, own, result, folds, demos, seed))
     return result
 
 
@@ -194,7 +205,8 @@ def _scored(
     if cells:
         rows = [row for cell in cells for row in cell["rows"]]
         return [*scores_of(cells), *by_class(cells, samples)], answers_of(rows, samples)
-    results = judge(model, plan.parts, features, seed=plan.maker.seed)
+    with _in_context.in_front(model, plan.parts.train, plan.folder, plan.maker.demos, features) as shown:
+        results = judge(model, plan.parts, features, seed=plan.maker.seed, demos=shown)
     return [s for r in results.values() for s in r.scores], [a for r in results.values() for a in r.answers]
 
 
@@ -221,6 +233,7 @@ def _findings(
     found.append(trained(done, len(plan.parts.hold), len(plan.parts.train), refit))
     if not scores:
         found.append("No question in the data has one right answer, so nothing was scored.")
+    found += _in_context.sentences(plan.maker.demos, plan.folder)
     if (asked := asked_of(plan.parts.train)) is not None and asked.options:
         learned = plan.folder / "data" / "train.jsonl"
         found.append(f"What to label next: tsugiki label-next {plan.folder / 'graft'} PICTURES --train {learned}")
@@ -243,12 +256,13 @@ def _about_folds(plan: Plan, cells: Sequence[Cell]) -> list[str]:
     return found
 
 
-def _facts(data: Any, own: _own.Own, result: FitResult, folds: int, seed: int) -> dict[str, object]:
+def _facts(data: Any, own: _own.Own, result: FitResult, folds: int, demos: int, seed: int) -> dict[str, object]:
     base, towers = result.model.base_identity, result.model.frontend.towers
     return {
         "data": f"{data if isinstance(data, str | Path) else 'samples'} ({own.kind})",
         **{f"samples, {name}": n for name, n in result.sizes.items()},
         **({"folds": folds} if folds else {}),
+        **({"pictures in front of a question": demos} if demos else {}),
         "base LLM": f"{base.get('name', '?')} ({base.get('licence') or 'licence: see its card'})",
         "vision tower": ", ".join(f"{t.name} ({t.licence or 'licence: see its card'})" for t in towers),
         "grafts": ", ".join(str(graft.name) for graft in result.model.grafts),
