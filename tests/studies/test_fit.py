@@ -251,6 +251,12 @@ def test_real_assets_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found == predict(result.model, photos / "赤", out=tmp_path / "a.csv")
 
 
+def test_an_unknown_part_is_named_before_the_hold_out_is_asked(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "photos", (16, 16))
+    with pytest.raises(RecipeError, match=r"stages\.0\.train.*'projctor'.*projector"):
+        run(photos, tmp_path / "run", overrides=["train={projctor: 0.001}"])
+
+
 def test_a_method_brings_the_settings_of_its_recipe(tmp_path: Path) -> None:
     """WINGS on a frozen LLM, by the recipe that leaves it frozen, with that recipe's rank unless told otherwise."""
     photos = folder(tmp_path / "photos", (8, 8))

@@ -105,6 +105,7 @@ def train_chosen(
     steps, tried, seconds = 0, 0, 0.0
     if parts.hold and len(plan.stages) == 1 and stage.steps:
         keeps = {"projector": 0.0, **stage.parts}
+        trained.check(model, stage.parts, where="stages.0")
         fresh = {name: v.detach().clone() for name, v in trained.trained_tensors(model, keeps).items()}
         tell(f"Training on {len(parts.inner)} samples; {len(parts.held)} others choose the step count")
         with _in_context.in_front(model, parts.inner, folder, demos, features) as shown:
