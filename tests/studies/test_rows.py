@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsugiki.errors import InputError, StoreError
-from tsugiki.studies._rows import FORMATS, Rows
+from tsugiki.studies._rows import FIELDS, FORMATS, Rows
 
 OPTIONS = ["良品", 'a, "b"\r\nc', "="]
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
@@ -69,3 +70,13 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError):
         Rows(tmp_path / "file" / "a.csv", OPTIONS).start([])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_table_without_a_bank_is_named(tmp_path: Path, name: str) -> None:
+    row: dict[str, Any] = dict.fromkeys(FIELDS, "")
+    row |= {"id": "1", "probability": 0.5, "probabilities": {"a": 0.5}, "boxes": []}
+    with closing(Rows(tmp_path / name, ["a"], neighbours=False)) as plain:
+        plain.start([row])
+    with pytest.raises(InputError, match="it holds answers without a bank"):
+        Rows(tmp_path / name, ["a"], neighbours=True).read()

@@ -39,8 +39,8 @@ RESTART = "Choose another file, or start over with resume=False (--no-resume), w
 _BOM = b"\xef\xbb\xbf"
 
 
-class OtherOptions(ValueError):
-    """A CSV of ours whose columns are those of other options."""
+class OtherRun(ValueError):
+    """A table of ours, of a run with other options or another use of a bank; its text says which."""
 
 
 class Jsonl:
@@ -62,8 +62,11 @@ class Jsonl:
     def decode(self, raw: bytes) -> list[Row]:
         """Raises ValueError, KeyError or TypeError where the content is something else."""
         rows = [json.loads(line) for line in raw.decode().split("\n") if line]
-        if not all(isinstance(row, dict) and self.fields <= row.keys() for row in rows):
-            raise KeyError("other fields")
+        for row in rows:
+            if not (isinstance(row, dict) and row.keys() >= {*FIELDS}):
+                raise KeyError("other fields")
+            if not self.fields <= row.keys():
+                raise OtherRun("answers without a bank")
         return rows
 
 
@@ -103,7 +106,11 @@ class Csv:
         reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""))
         names = list(reader.fieldnames or [])
         if names != self.header:
-            raise OtherOptions if [n for n in names if not n.startswith("p(")] == self._fixed else KeyError("columns")
+            fixed = [n for n in names if not n.startswith("p(")]
+            if set(fixed) - {NEIGHBOURS} != set(self._fixed) - {NEIGHBOURS}:
+                raise KeyError("columns")
+            banked = "with" if NEIGHBOURS in fixed else "without"
+            raise OtherRun("answers with other options" if fixed == self._fixed else f"answers {banked} a bank")
         return [self._row(row) for row in reader]
 
     def _row(self, row: Mapping[str, str]) -> Row:
@@ -162,9 +169,8 @@ class Rows:
                 raise ValueError("another beginning")
             return self.format.decode(finished) if finished else []
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            other = "answers with other options" if isinstance(error, OtherOptions) else "something else than answers"
             raise InputError(
-                f"it holds {other}",
+                f"it holds {error if isinstance(error, OtherRun) else 'something else than answers'}",
                 expected="a new file, or that of a run with the same settings, unchanged",
                 fix=RESTART,
                 where=str(self.path),
