@@ -2,17 +2,17 @@
 
     python benchmarks/fit_demos.py --labels 50 --steps 60 --test 100
 
-Both learn from the same photographs, a fifth of which choose the step count, and are asked about the same others. A
-finished training is kept, a stopped one continued by the same call.
+Both learn from the same photographs, a fifth of which choose the step count and are not learned from, as in a cell of
+`tsugiki curve`: `fit` itself would train once more on all of them. Both are asked about the same others. A finished
+training is kept, a stopped one continued by the same call.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from _results import write
@@ -22,7 +22,7 @@ from tsugiki.evals import task as tasks
 from tsugiki.evals.tables import between, number
 from tsugiki.studies._build import fetch_tower
 from tsugiki.studies._cells import Cell, Cells, pictures_of, right_of, scores_of
-from tsugiki.studies._divide import Parts
+from tsugiki.studies._divide import alike, whole
 from tsugiki.studies._in_context import enough
 from tsugiki.studies._making import Maker
 from tsugiki.synth import fabric
@@ -48,14 +48,15 @@ def main() -> None:
     parser.add_argument("--projector", default="mlp", help="pixel_unshuffle: 16 tokens a picture in place of 49.")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if given.demos < 1:
+        parser.error("--demos: 1 or more; without any is the other training")
     for name in (BASE, "fabric"):
         assets.fetch(name)
     fetch_tower(VISION)
-    runs = Path(os.environ.get("OUT") or assets.cache_dir() / "runs" / f"fit-demos-{given.seed}")
+    runs = assets.cache_dir() / "runs" / f"fit-demos-{given.seed}"
     learn, rest = fabric.draw(given.seed, given.labels)
     asked = random.Random(given.seed).sample(rest, given.test)
-    # The draw is balanced at every beginning of its order: its first fifth is as good as any.
-    parts = Parts(train=learn, hold=tuple(range(given.labels // 5)), test=asked)
+    parts = replace(whole(learn, alike(learn, []), seed=given.seed), test=asked)
     found: dict[int, Cell] = {}
     for demos in (0, given.demos):
         maker = Maker(

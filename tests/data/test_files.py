@@ -160,6 +160,24 @@ def test_a_writer_killed_between_two_names_loses_nothing(
     assert {p.name: p.read_text() for p in target.iterdir()} == {"weights": "old", "notes.txt": "mine"}
 
 
+def test_a_temporary_folder_is_gone_in_the_end_and_nobody_elses(tmp_path: Path) -> None:
+    left = tmp_path / "run" / ".shown.left.part"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with pytest.raises(KeyError), files.temporary_folder(tmp_path / "run", "shown") as one:
+        assert not left.exists()
+        os.utime(one, (0, 0))
+        with files.temporary_folder(tmp_path / "run", "shown") as other:
+            (other / "x").write_text("1")
+            assert one.is_dir() and one != other
+        assert one.is_dir() and not other.exists()
+        raise KeyError
+    assert not [*(tmp_path / "run").iterdir()]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="can't be written"), files.temporary_folder(tmp_path / "file", "shown"):
+        raise AssertionError("not reached")
+
+
 def test_sweep(tmp_path: Path) -> None:
     for name in (".a.x.part", ".b.x.part", ".a.old.part", "a.part"):
         (tmp_path / name).write_text("")

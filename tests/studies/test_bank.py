@@ -80,6 +80,21 @@ def test_build_keeps_labels_vectors_and_pictures(model: Any, bank: Path, tmp_pat
             assert found.entry.id == entry.id and found.distance == pytest.approx(0, abs=1e-3)
 
 
+def test_given_features_are_taken(model: Any, bank: Path, tmp_path: Path) -> None:
+    given: list[str] = []
+
+    def features(source: Any) -> torch.Tensor:
+        given.append(Path(source).name)
+        return Recent(model, 1)(source)
+
+    done = banks.build(model, tmp_path / "写真", tmp_path / "other", features=features)
+    assert done.added == len(given) == 9
+    with banks.open_bank(model, bank) as cached, banks.open_bank(model, tmp_path / "other") as other:
+        vector = pooled(Recent(model, 1)(picture(0, 1)))
+        far = [[n.distance for n in one.search(vector, 9)] for one in (cached, other)]
+    assert far[0] == pytest.approx(far[1], abs=1e-3)
+
+
 def test_thumbnails_and_references(model: Any, bank: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     new.mkdir()

@@ -10,7 +10,7 @@ from tests.studies._pictures import folder, picture
 
 from tsugiki.errors import DataError
 from tsugiki.studies import _own
-from tsugiki.studies._divide import class_of, divide
+from tsugiki.studies._divide import alike, class_of, divide, nearness
 from tsugiki.types import Sample
 
 
@@ -66,6 +66,19 @@ def test_a_fixed_camera(tmp_path: Path) -> None:
     parts = divide(read(tmp_path))
     assert any("a fixed camera?" in note for note in parts.notes)
     assert {class_of(s) for s in parts.test} == {"ok", "scratch"}
+
+
+def test_a_fixed_camera_before_two_things(tmp_path: Path) -> None:
+    """Each class looks nearly the same, and no class is most of the pictures."""
+    for label, name in enumerate(("ok", "scratch")):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            picture(label, 0).point(lambda v, i=i: min(v + i, 255)).save(tmp_path / name / f"{i}.png")
+    samples, notes = read(tmp_path), list[str]()
+    assert nearness(samples) is None and len(set(alike(samples, notes).values())) == 12
+    assert "a fixed camera?" in notes[0]
+    parts = divide(samples)
+    assert parts.near is None and {class_of(s) for s in parts.test} == {"ok", "scratch"}
 
 
 def test_a_split_that_the_data_names(tmp_path: Path) -> None:

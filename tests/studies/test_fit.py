@@ -76,7 +76,7 @@ def test_from_a_folder_to_a_graft(tmp_path: Path) -> None:
     html = result.report.read_text(encoding="utf-8")
     assert "良品" in html and all(word in html for word in ("Scores", "Proof", "choosing", "training"))
     assert all(finding in lines for finding in result.findings)
-    proven = f", on {result.proof.prompts} prompts and 3 whole answers"
+    proven = f", on {result.proof.prompts} prompts and up to 3 whole answers"
     assert f"Proof: the LLM with the graft against the LLM as it was{proven}" in lines
     assert any("of 2, 4, 6, 8, 10, 12" in line for line in result.findings)
     content = json.loads((tmp_path / "run" / "scores.json").read_text(encoding="utf-8"))
@@ -255,6 +255,7 @@ def test_an_unknown_part_is_named_before_the_hold_out_is_asked(tmp_path: Path) -
     photos = folder(tmp_path / "photos", (16, 16))
     with pytest.raises(RecipeError, match=r"stages\.0\.train.*'projctor'.*projector"):
         run(photos, tmp_path / "run", overrides=["train={projctor: 0.001}"])
+    assert not (tmp_path / "run" / "choose").exists()
 
 
 def test_a_method_brings_the_settings_of_its_recipe(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from tsugiki import store
 from tsugiki.data.bank import Bank
 from tsugiki.data.demos import plain
 from tsugiki.data.images import pixel_key
-from tsugiki.errors import DataError, InputError, RecipeError, UnsupportedError
+from tsugiki.data.splits import THRESHOLD
+from tsugiki.errors import DataError, InputError, RecipeError, StoreError, UnsupportedError
 from tsugiki.evals.options import OptionScorer
-from tsugiki.studies import _arms, _in_context, _own, _training
+from tsugiki.studies import _arms, _divide, _in_context, _own, _training
 from tsugiki.studies import bank as banks
 from tsugiki.studies._divide import Parts
 from tsugiki.studies._making import Maker
@@ -110,7 +112,7 @@ def test_what_is_learned_has_the_form_in_which_a_bank_shows(hub: bool, tmp_path:
     """The recipe's demonstrations and those of `tsugiki fewshot`, part by part."""
     model = hub_model() if hub else plain_model()
     samples = _own.read(folder(tmp_path / "p", (6, 6))).samples
-    (stage,) = _in_context.drawn(recipes.load(RECIPE), 3).stages
+    (stage,) = _in_context.drawn(recipes.load(RECIPE), 3, THRESHOLD).stages
     features = FeatureCache(model.frontend)
     draws = groups.drawn(model, stage, {"train": samples}, {"train": "train"}, features, seed=0)["train"]
     place, counts = _arms.as_shown(model), set()
@@ -139,7 +141,7 @@ def test_demonstrations_stand_in_front_in_training_and_when_asked(
         assert len(before) == 3 and own not in of and all(of[key] == label for key, label in before)
     accuracy = next(s for s in result.scores if s.metric == "accuracy")
     assert accuracy.n == len(parts.test) and {"probe", "k-NN"} <= set(accuracy.yardsticks)
-    assert not (tmp_path / "run" / _in_context.SHOWN).exists()
+    assert not [*(tmp_path / "run").rglob(f".{_in_context.SHOWN}.*")]
 
 
 def test_no_label_of_a_test_picture_reaches_an_answer(tmp_path: Path) -> None:
@@ -189,6 +191,46 @@ def test_what_shows_nearly_the_same_as_the_asked_picture_is_not_shown(
     assert pixel_key(twin) not in dict(last[pixel_key(asked)])
 
 
+def near_twins(label: int, n: int) -> list[Sample]:
+    """Nearly the same picture n times."""
+    twins = [picture(label, 0).point(lambda v, i=i: min(v + i, 255)) for i in range(n)]
+    return [sample(10 * label + i, twin, ("良品", "不良")[label]) for i, twin in enumerate(twins)]
+
+
+def test_with_a_fixed_camera_only_equal_pictures_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each class looks nearly the same: without its own in front, every label in front would be the wrong one."""
+    seen = Seen(monkeypatch)
+    run([*near_twins(0, 10), *near_twins(1, 10)], tmp_path / "run")
+    train = keys(seen.trained[-1].train)
+    assert {len(before) for _, before in seen.learned} == {0, 1, 2, 3}
+    assert all(key != own for own, before in seen.learned for key, _ in before)
+    shown = [label == train[own] for own, before in seen.learned for _, label in before]
+    assert sum(shown) > len(shown) / 2
+    assert seen.asked and all(len(before) == 3 for _, _, before in seen.asked)
+
+
+def test_check_and_training_call_the_same_pictures_alike() -> None:
+    """By all training pictures, also where those that chose the step count are left out."""
+    parts = Parts(train=[*near_twins(0, 6), *labels(6)[1:]], hold=(3, 4, 5), test=[])
+    assert parts.near is None and _divide.nearness(parts.inner) == THRESHOLD
+    _in_context.enough([parts], 7)
+    with pytest.raises(DataError, match="8 different pictures to learn from, and demos 8"):
+        _in_context.enough([parts], 8)
+
+
+def test_every_call_has_a_bank_of_its_own(tmp_path: Path) -> None:
+    """A second run in a folder is refused by the training's lock; until then it takes nothing from the first."""
+    model = plain_model()
+    parts, asked = Parts(train=labels(6), hold=(0, 1), test=[]), [sample(0, picture(0, 9), "良品")]
+    with _in_context.asked_with(model, parts, tmp_path, 2, None, inner=True) as first:
+        with _in_context.asked_with(model, parts, tmp_path, 2, None) as second:
+            assert first is not None and second is not None and (len(first.bank), len(second.bank)) == (4, 6)
+        assert len(front(first(asked)[0])) == 2
+    assert not [*tmp_path.glob(".*")]
+
+
 def test_in_folds_and_in_the_choice_between_methods_only_those_learned_from_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +262,7 @@ def test_without_demos_the_keys_of_a_study_are_as_ever() -> None:
     plan = Maker(base="b", recipe=RECIPE).content([("projector",)])
     assert list(plan) == ["base", "vision", "recipe", "methods", "options", "refit", "patience"]
     assert plan["recipe"] == [recipes.load(RECIPE, ["seed=0"]).to_yaml()]
-    assert Maker(base="b", recipe=RECIPE, demos=2).content([("projector",)])["demos"] == 2
+    assert Maker(base="b", recipe=RECIPE, demos=2).content([("projector",)]) == {"demos": 2, **plan}
 
 
 class Killed(BaseException):
@@ -293,6 +335,12 @@ def test_the_bank_is_kept_and_answers_as_it_was_scored(tmp_path: Path, monkeypat
     run(photos, tmp_path / "run", question=QUESTION)  # the same call: what was added stays
     with Bank.open(place) as bank:
         assert len(bank) == len(parts.train) + 1
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "accounts.txt").write_text("money", encoding="utf-8")
+    with pytest.raises(StoreError, match="no bank in it"):
+        run(photos, tmp_path / "run", question=QUESTION)
+    assert [file.name for file in place.iterdir()] == ["accounts.txt"]
 
 
 def test_a_curve_with_demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +375,14 @@ def asks(s: Sample, words: str) -> Sample:
     return replace(s, messages=(Message.of("user", words, s.images), s.messages[1]))
 
 
+def behind(s: Sample) -> Sample:
+    return replace(s, messages=(Message("system", (TextPart("短く。"),)), *s.messages))
+
+
+def words_first(s: Sample) -> Sample:
+    return replace(s, messages=(Message("user", (TextPart(QUESTION), ImagePart(s.images[0]))), s.messages[1]))
+
+
 @pytest.mark.parametrize(
     ("data", "options", "error", "says"),
     [
@@ -336,6 +392,8 @@ def asks(s: Sample, words: str) -> Sample:
         (boxes(16), {}, DataError, "none of 16 samples asks a closed question about one picture"),
         ([*labels(), text(labels(17)[-1])], {}, DataError, "other questions than a closed one about one picture"),
         ([*labels(), asks(labels(17)[-1], "?")], {}, DataError, "several questions"),
+        ([*map(behind, labels())], {}, DataError, "not one message with the picture first.*no system message"),
+        ([*map(words_first, labels())], {}, DataError, "not one message with the picture first"),
         ([*labels(), sample(17, picture(0, 0), "不良")], {}, DataError, "same pixels as one labelled '良品'"),
         (labels(), {"vision": {"towers": [TinyTower(), TinyTower()]}}, UnsupportedError, "several towers"),
         (labels(), {"recipe": {"stages": [{**RECIPE["stages"][0], "train": {"tower": 1e-3}}]}}, RecipeError, "tower"),

@@ -210,6 +210,9 @@ def test_mistakes(model: Any, pool: Path, labelled: Path, tmp_path: Path) -> Non
         label_next(model, pool, train=labelled, severe=["良"])
     with pytest.raises(DataError, match=r"show nearly the same as labelled ones.*--fixed-camera"):
         label_next(model, labelled, train=labelled)
+    with pytest.raises(DataError, match="as labelled ones") as caught:
+        label_next(model, labelled, train=labelled, near=None)
+    assert "--fixed-camera" not in str(caught.value)
     with pytest.raises(DataError, match="it does not exist"):
         label_next(model, tmp_path / "none", train=labelled)
     (tmp_path / "bad").mkdir()

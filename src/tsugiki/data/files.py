@@ -98,6 +98,30 @@ def atomic_folder(path: str | Path, *, replaces: Collection[str] | None = None) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def temporary_folder(parent: str | Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder in `parent` that goes when the block ends; every call has its own.
+
+    Args:
+        name: in that of the folder; what processes that were killed a day ago left under it goes, too.
+
+    Raises:
+        StoreError: the disk is full, or the place can't be written.
+    """
+    parent = Path(parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep(parent, f".{glob.escape(name)}.*", older=_DAY)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
+    except OSError as error:
+        raise _store_error(error, parent) from error
+    try:
+        with being_written(temporary):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sweep(folder: Path, names: str = ".*", *, older: float = 0.0) -> None:
     """Delete what killed writers left under temporary names in a folder; what somebody is writing stays.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tsugiki.data import splits
@@ -48,6 +49,11 @@ class Parts:
     @property
     def held(self) -> list[Sample]:
         return [self.train[i] for i in self.hold]
+
+    @cached_property
+    def near(self) -> int | None:
+        """Bits up to which pictures of this training are alike: `nearness` of `train`, also where `inner` learns."""
+        return nearness(self.train)
 
 
 def divide(samples: Sequence[Sample], *, test: float = 0.25, hold: float = 0.2, seed: int = 0) -> Parts:
@@ -135,16 +141,15 @@ def alike(samples: Sequence[Sample], notes: list[str]) -> Kin:
     Raises:
         ImageError: a picture can't be read.
     """
-    groups = splits.sample_groups(samples, splits.THRESHOLD)
-    largest = max(map(len, groups), default=0)
-    if len(groups) < len(_PARTS) or largest > ALIKE * len(samples):
-        groups = splits.sample_groups(samples, None)
+    near = nearness(samples)
+    groups = splits.sample_groups(samples, near)
+    several = [group for group in groups if len(group) > 1]
+    if near is None:
         notes.append(
             "Most pictures look nearly the same (a fixed camera?): only equal ones were kept in one part, so near "
             "duplicates may stand on both sides and the scores may be too good."
         )
-    elif largest > 1:
-        several = [group for group in groups if len(group) > 1]
+    elif several:
         kept = sum(map(len, several))
         notes.append(f"{kept} samples in {len(several)} groups of equal or nearly equal pictures: kept together.")
     return {id(samples[i]): number for number, group in enumerate(groups) for i in group}
@@ -262,6 +267,8 @@ def _pictures(samples: Sequence[Sample]) -> list[ImageSource]:
 
 
 def nearness(samples: Sequence[Sample]) -> int | None:
-    """Bits up to which pictures are alike; None, equal pixels alone, where most would be: a fixed camera's."""
-    largest = max(map(len, splits.sample_groups(samples, splits.THRESHOLD)), default=0)
-    return None if largest > ALIKE * len(samples) else splits.THRESHOLD
+    """Bits up to which pictures are alike; None, equal pixels alone, where most would be or too few groups were left to
+    share out: a fixed camera's."""
+    groups = splits.sample_groups(samples, splits.THRESHOLD)
+    largest = max(map(len, groups), default=0)
+    return None if len(groups) < len(_PARTS) or largest > ALIKE * len(samples) else splits.THRESHOLD

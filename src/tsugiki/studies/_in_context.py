@@ -1,7 +1,7 @@
 """Labelled pictures in front of a question: in the training by the recipe's `demos`, when asked by a bank.
 
-What is shown is of those that were learned from alone: a bank holds no picture that is asked about, and leaves out what
-shows nearly the same.
+What is shown is of the training pictures alone: a bank holds no picture that is asked about, and leaves out what shows
+nearly the same; where a fixed camera makes most pictures alike, only equal ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.data import splits
+from tsugiki.data.files import temporary_folder
 from tsugiki.data.looks import look
 from tsugiki.errors import DataError
 from tsugiki.evals.task import short_answer
-from tsugiki.studies import _divide, _draws
+from tsugiki.studies import _draws
 from tsugiki.studies import bank as banks
 from tsugiki.studies._asked import asked_of
 from tsugiki.studies._divide import Parts
@@ -27,8 +28,8 @@ from tsugiki.types import Sample
 
 BANK = "bank"
 """Folder beside the saved graft."""
-SHOWN = ".shown"
-"""Folder of a bank that is there while a question is asked."""
+SHOWN = "shown"
+"""In the name of the folder of a bank that is there while questions are asked."""
 
 
 def check(samples: Sequence[Sample], demos: int, where: str) -> None:
@@ -38,15 +39,24 @@ def check(samples: Sequence[Sample], demos: int, where: str) -> None:
         where: the data's place.
 
     Raises:
-        DataError: not one closed question that is asked about every picture once, or equal pictures with two labels.
+        DataError: not one closed question that is asked about every picture once, in one message behind the picture, or
+            equal pictures with two labels.
     """
     if not demos:
         return
     left = {s.id for s in _draws.usable(samples, where)}
     other = next((s for s in samples if s.id not in left), None)
+    formed = next((s for s in samples if asked_of([s]) is None), None)
+    if other is None and formed is not None:
+        raise DataError(
+            "a question that is not one message with the picture first",
+            expected="the picture, then the question's words, and no system message or earlier turn",
+            fix="Bring the samples into this form, or fit without demos.",
+            where=formed.where or formed.id,
+        )
     if other is not None or asked_of(samples) is None:
         raise DataError(
-            "other questions than a closed one about one picture" if other else "several questions",
+            "other questions than a closed one about one picture" if other else "several questions or option orders",
             expected="one question with options, the same about every picture, which a bank can show labels for",
             fix="Fit the others by themselves, or without demos.",
             where=where if other is None else other.where or other.id,
@@ -70,7 +80,7 @@ def enough(trainings: Sequence[Parts], demos: int) -> None:
         DataError: one has fewer.
     """
     for parts in trainings:
-        found = len(splits.sample_groups(parts.inner, _divide.nearness(parts.inner)))
+        found = len(splits.sample_groups(parts.inner, parts.near))
         if found <= demos:
             raise DataError(
                 f"{found} different pictures to learn from, and demos {demos}",
@@ -80,11 +90,11 @@ def enough(trainings: Sequence[Parts], demos: int) -> None:
             )
 
 
-def drawn(plan: Recipe, most: int, near: int | None = splits.THRESHOLD) -> Recipe:
+def drawn(plan: Recipe, most: int, near: int | None) -> Recipe:
     """The recipe whose pictures come with 0 to `most` of their nearest others in front, drawn anew each time.
 
     Args:
-        near: bits up to which pictures are too much alike to be shown with each other, see `_divide.nearness`.
+        near: bits up to which pictures are too much alike to be shown with each other, see `Parts.near`.
     """
     demos = Demos(most=most, sampler="nearest", near=near)
     stages = []
@@ -118,29 +128,36 @@ def shown_from(
         answers: as for `bank.build`.
     """
     shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
-    banks.build(model, samples, folder, answers=answers, keep="reference")
+    banks.build(model, samples, folder, answers=answers, keep="reference", features=features)
     demos = BankDemos(model, folder, k=k, form=form, apart=apart, features=features)
     with closing(demos.bank):
         yield demos
 
 
 @contextmanager
-def in_front(model: Any, learned: Sequence[Sample], folder: Path, demos: int, features: Any) -> Iterator[Any]:
-    """`shown_from` for questions about other pictures than the learned ones; None where demos is 0.
+def asked_with(
+    model: Any, parts: Parts, folder: Path, demos: int, features: Any, *, inner: bool = False
+) -> Iterator[BankDemos | None]:
+    """What stands in front of questions about other pictures than the training's; None where demos is 0.
 
     Args:
         folder: the training's; nothing is left in it.
+        inner: show none of the hold-out, which is asked.
+
+    Raises:
+        StoreError: the folder can't be written.
     """
     if not demos:
         yield None
         return
+    learned = parts.inner if inner else parts.train
     # Where a fixed camera makes most pictures alike, only the same one is kept away.
-    apart = _divide.nearness(learned) is not None
-    try:
-        with shown_from(model, learned, folder / SHOWN, demos, features=features, apart=apart) as shown:
-            yield shown
-    finally:
-        shutil.rmtree(folder / SHOWN, ignore_errors=True)
+    apart = parts.near is not None
+    with (
+        temporary_folder(folder, SHOWN) as place,
+        shown_from(model, learned, place / BANK, demos, features=features, apart=apart) as shown,
+    ):
+        yield shown
 
 
 def sentences(demos: int, folder: Path) -> list[str]:
@@ -148,19 +165,23 @@ def sentences(demos: int, folder: Path) -> list[str]:
     if not demos:
         return []
     return [
-        f"Every held-out picture was asked with the {demos} nearest of those that were learned from, and their labels, "
-        "in front; what the graft answers without them was not measured.",
-        f"To ask in the same way: tsugiki predict {folder / 'graft'} PICTURES --bank {folder / BANK} "
-        f"--neighbours {demos}",
+        f"Every held-out picture was asked with the {demos} nearest training pictures, and their labels, in front; "
+        "what the graft answers without them was not measured.",
+        "To ask about new pictures, also with what shows nearly the same in front: tsugiki predict "
+        f"{folder / 'graft'} PICTURES --bank {folder / BANK} --neighbours {demos}",
     ]
 
 
-def keep(model: Any, samples: Sequence[Sample], folder: Path) -> Path:
+def keep(model: Any, samples: Sequence[Sample], folder: Path, features: Any) -> Path:
     """The bank beside a graft, with copies of the pictures. One that is there stays: pictures may have been added.
 
     Raises:
-        StoreError: it can't be written.
+        StoreError: it can't be written, or what is there is no bank.
+        BaseMismatchError: a bank of another tower is there.
     """
-    if not folder.exists():
-        banks.build(model, samples, folder, answers=sorted({o for s in samples for o in s.options}))
+    if folder.exists():
+        banks.open_bank(model, folder).close()
+    else:
+        options = sorted({o for s in samples for o in s.options})
+        banks.build(model, samples, folder, answers=options, features=features)
     return folder

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tsugiki import build, extras
 from tsugiki.errors import InputError, UnknownNameError
-from tsugiki.studies import _divide, _in_context
+from tsugiki.studies import _in_context
 from tsugiki.studies._build import VISION, build_model
 from tsugiki.studies._cells import Cell, rows_of
 from tsugiki.studies._divide import Parts
@@ -74,7 +74,8 @@ class Maker:
             raise InputError(f"demos {self.demos}", expected="0 or more pictures in front of each", where="demos")
 
     def plan(self, method: Method) -> Recipe:
-        """The recipe: where none is given, the method's own, cut to what own pictures need.
+        """The recipe, without the demonstrations of `demos`, which depend on the pictures: where none is given, the
+        method's own, cut to what own pictures need.
 
         Raises:
             UnknownNameError: no such method; names the nearest.
@@ -84,11 +85,9 @@ class Maker:
             if name not in build.methods():
                 raise UnknownNameError("method", name, build.methods(), where="method")
         if self.recipe is not None:
-            found = recipes.load(self.recipe, [f"seed={self.seed}", *self.overrides])
-        else:
-            own = build.preset(method[-1]).recipe
-            found = recipes.load(own, [f"seed={self.seed}", f"steps={STEPS}", *self.overrides])
-        return _in_context.drawn(found, self.demos) if self.demos else found
+            return recipes.load(self.recipe, [f"seed={self.seed}", *self.overrides])
+        own = build.preset(method[-1]).recipe
+        return recipes.load(own, [f"seed={self.seed}", f"steps={STEPS}", *self.overrides])
 
     def model(self, method: Method, *, last: bool = False) -> Any:
         """A fresh graft on the base.
@@ -126,7 +125,7 @@ class Maker:
             plan = startable(plan, parts.inner, self.tell)
         if self.demos:
             single_tower(model)  # whose features a bank goes by
-            plan = _in_context.drawn(plan, self.demos, _divide.nearness(parts.train))
+            plan = _in_context.drawn(plan, self.demos, parts.near)
         watch = Watch.begin(model, limits) if limits is not None and trains_llm(plan) else None
         features = encode(model, [*parts.train, *parts.test], self.tell, cache_limit=self.cache_limit)
         done = train_chosen(
@@ -151,7 +150,7 @@ class Maker:
         """Train, and ask the model and its rivals about the parts' test samples."""
         started = time.monotonic()
         made = self.train(method, parts, folder, refit=refit, limits=limits)
-        with _in_context.in_front(made.model, parts.train, folder, self.demos, made.features) as shown:
+        with _in_context.asked_with(made.model, parts, folder, self.demos, made.features) as shown:
             rows = rows_of(
                 made.model, parts.test, features=made.features, train=parts.train, holdout=parts.hold or 0.2,
                 demos=shown, seed=self.seed,

@@ -108,7 +108,7 @@ def train_chosen(
         trained.check(model, stage.parts, where="stages.0")
         fresh = {name: v.detach().clone() for name, v in trained.trained_tensors(model, keeps).items()}
         tell(f"Training on {len(parts.inner)} samples; {len(parts.held)} others choose the step count")
-        with _in_context.in_front(model, parts.inner, folder, demos, features) as shown:
+        with _in_context.asked_with(model, parts, folder, demos, features, inner=True) as shown:
             hold = HoldOut(
                 model, parts.held, features, marks_of(stage.steps), folder / "choose", keep=not refit,
                 patience=patience, demos=shown,

@@ -62,6 +62,7 @@ def build(
     answers: Sequence[str] | None = None,
     keep: Keep = "copy",
     note: str = "",
+    features: Any = None,
     progress: Progress | None = None,
 ) -> Change:
     """A new bank from labelled pictures, in any form that `fit` takes.
@@ -70,6 +71,7 @@ def build(
         answers: the labels that entries may have; None = those of the data.
         keep: "copy" keeps each picture's file, "thumbnail" a JPEG as small as the tower's view, "reference" its path
             alone; what can't be found later is left out of answers.
+        features: tower outputs, picture -> [P, V]; None = of the feature cache, where the tower is frozen.
 
     Raises:
         DataError: no labelled picture, a label that is no answer, or a picture with two labels.
@@ -87,7 +89,7 @@ def build(
     labels = [short_answer(s) for s in own.samples]
     tower = single_tower(model)
     allowed = sorted(set(labels)) if answers is None else list(answers)
-    vectors = _vectors(model, [s.images[0] for s in own.samples], progress)
+    vectors = _vectors(model, [s.images[0] for s in own.samples], progress, features)
     facts = {"tower": tower.name, "fingerprint": tower.fingerprint(), "width": tower.width}
     with atomic_folder(folder) as new, Bank.create(new, answers=allowed, **facts) as bank:
         return _put(model, bank, own, vectors, keep=keep, note=note, new_classes=False)
@@ -187,9 +189,13 @@ def _labelled(data: str | Path | Sequence[Sample], label: str | None = None) -> 
     return own
 
 
-def _vectors(model: Any, sources: Sequence[ImageSource], progress: Progress | None) -> npt.NDArray[np.float32]:
+def _vectors(
+    model: Any, sources: Sequence[ImageSource], progress: Progress | None, features: Any = None
+) -> npt.NDArray[np.float32]:
     """[n, V]; where the tower is frozen its outputs are kept in the feature cache."""
-    encode = FeatureCache(model.frontend) if model.frontend.tower.frozen else Recent(model, 1)
+    encode = features
+    if encode is None:
+        encode = FeatureCache(model.frontend) if model.frontend.tower.frozen else Recent(model, 1)
     rows = []
     for done, source in enumerate(sources, 1):
         rows.append(pooled(encode(source)))

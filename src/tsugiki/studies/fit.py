@@ -3,7 +3,7 @@
     <out>/  graft/  proof.json  report.html  scores.json  data/train.jsonl  data/test.jsonl
             the training's own files, and choose/, the training that chose the step count
             folds/ (k-fold scores, see `_cells`)  methods/ (the choice between methods, see `_choice`)
-            bank/ (with demos: the pictures that were learned from)
+            bank/ (with demos: the training pictures)
 
 The same call continues a run that was stopped.
 """
@@ -69,7 +69,7 @@ class FitResult:
     choice: Choice | None = None
     """Of the method, where there were several."""
     bank: Path | None = None
-    """Of the pictures that were learned from, where they stood in front of questions."""
+    """Of the training pictures, where they stood in front of questions."""
 
     @property
     def holds(self) -> bool:
@@ -130,7 +130,7 @@ def fit(
         patience: marks in a row without a better one on the inner hold-out, after which a training ends; None = never
             before the recipe's last step.
         demos: learn with 0 to so many of the nearest other pictures and their labels in front of each, and ask with so
-            many of those that were learned from; they are kept as a demo bank beside the graft. 0 = pictures alone.
+            many of the training pictures; they are kept as a demo bank beside the graft. 0 = pictures alone.
         budget: of methods to choose from that train the LLM: how far its text loss may rise, in nats a token, by the
             upper end of the 95 % interval.
         texts: a file of texts to measure that on, with blank lines between them; None = articles of the asset `wiki`.
@@ -171,12 +171,14 @@ def fit(
     schema.write(plan.folder / "data" / "train.jsonl", plan.parts.train)
     if plan.parts.test:
         schema.write(plan.folder / "data" / "test.jsonl", plan.parts.test)
-    asked = f", on {len(bundled())} prompts and {answers} whole answers" if made.model.guarantee == "exact" else ""
+    asked = (
+        f", on {len(bundled())} prompts and up to {answers} whole answers" if made.model.guarantee == "exact" else ""
+    )
     tell(f"Proof: the LLM with the graft against the LLM as it was{asked}")
     told, file = paced(lambda line: tell(f"Proof: {line}")), plan.folder / "proof.json"
     with quiet_bars():
         proof = proofs.verify(made.model, answers=answers, seed=seed, out=file, progress=told)
-    bank = _in_context.keep(made.model, plan.parts.train, plan.folder / BANK) if demos else None
+    bank = _in_context.keep(made.model, plan.parts.train, plan.folder / BANK, made.features) if demos else None
     scores, said = _scored(made.model, made.features, plan, cells, own.samples)
     result = FitResult(
         out=plan.folder,
@@ -205,7 +207,7 @@ def _scored(
     if cells:
         rows = [row for cell in cells for row in cell["rows"]]
         return [*scores_of(cells), *by_class(cells, samples)], answers_of(rows, samples)
-    with _in_context.in_front(model, plan.parts.train, plan.folder, plan.maker.demos, features) as shown:
+    with _in_context.asked_with(model, plan.parts, plan.folder, plan.maker.demos, features) as shown:
         results = judge(model, plan.parts, features, seed=plan.maker.seed, demos=shown)
     return [s for r in results.values() for s in r.scores], [a for r in results.values() for a in r.answers]
 

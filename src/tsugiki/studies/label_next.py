@@ -226,7 +226,7 @@ def _new(
         raise DataError(
             f"all {len(pool)} pictures show nearly the same as labelled ones",
             expected="a new one",
-            fix=f"Give other pictures. {FIXED}",
+            fix="Give other pictures." if near is None else f"Give other pictures. {FIXED}",
             where="pictures",
         )
     number = {i: k for k, i in enumerate(kept)}
