@@ -68,19 +68,24 @@ def learn(folder: Path, n: int, texts: int = 160) -> dict[str, list[Sample]]:
 
     one, few = questions(folder, n)
     names = [s for s in one if s.task == "naming" and s.meta["form"] == "short"]
-    talks = [[conversation(list(of)) for _, of in groupby(part, key=lambda s: s.images[0])] for part in (one, few)]
-    # By turns, so that what looks at the first pictures alone (the fit of places) sees both kinds.
-    scenes = [talk for pair in zip(*talks, strict=True) for talk in pair]
+    scenes = [conversation(of) for of in by_turns(one, few)]
     words = ocr.generate(n // 8, out=folder / f"words-{n}", tasks=READ, languages=LANGUAGES, **DRAWN)
     titles = [article.title for article in articles("train")[:texts]]
     text = [ASKED_OF_TEXT[i % len(ASKED_OF_TEXT)].format(title) for i, title in enumerate(titles)]
     return {"names": names, "scenes": scenes, "words": words, "text": [_question(i, t) for i, t in enumerate(text)]}
 
 
+def by_turns(one: Sequence[Sample], few: Sequence[Sample]) -> list[list[Sample]]:
+    """The questions about each picture, one and few by turns: what looks at the first ones alone (the fit of places, a
+    ridge regression) sees both kinds."""
+    parts = [[list(of) for _, of in groupby(part, key=lambda s: s.images[0])] for part in (one, few)]
+    return [of for pair in zip(*parts, strict=True) for of in pair]
+
+
 def conversation(samples: Sequence[Sample]) -> Sample:
     """All questions about one picture, one after the other: the tokens of the picture are read once for all of them.
 
-    What asks for names comes first, since the other questions tell them.
+    What asks for names, or what all is there, comes first, since the other questions tell names.
     """
     first, *later = sorted(samples, key=lambda s: s.task not in NAMELESS)
     turns = [

@@ -14,6 +14,7 @@ import shutil
 from _results import RESULTS, by_size, write
 
 from tsugiki import assets
+from tsugiki.studies._build import fetch_tower
 from tsugiki.studies.curve import curve
 from tsugiki.synth import fabric
 
@@ -26,6 +27,9 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3)
     given = parser.parse_args()
     out = assets.cache_dir() / "runs" / "fit-curve"
+    for name in ("smollm2-135m-instruct", "fabric"):
+        assets.fetch(name)
+    fetch_tower("efficientnet-lite0")
     samples, _ = fabric.draw(0, max(given.sizes))
     done = curve(samples, out=out, sizes=given.sizes, folds=given.folds, input_size=224, say=print)
     scores = [s for s in done.scores if s.task.startswith(TASK)]

@@ -56,13 +56,13 @@ def learned(samples: Sequence[Sample], seed: int, name: str) -> Any:
 
 def draw(seed: int, labels: int, more: int) -> dict[str, Any]:
     """Which photographs each arm's graft and probe have right; kept."""
-    file = assets.cache_dir() / "runs" / RUNS / f"{seed}-{labels}-{more}.json"
+    file = assets.cache_dir() / "runs" / RUNS / f"{seed}-{labels}-{more}-{STEPS}-{POOL}-{ASKED}.json"
     if file.is_file():
         return dict(json.loads(file.read_text()))
     known, rest = fabric.draw(seed, labels)
     rest = random.Random(seed).sample(rest, POOL + ASKED)
     pool, asked = rest[:POOL], rest[POOL:]
-    first = learned(known, seed, f"{seed}-first-{labels}")
+    first = learned(known, seed, f"{seed}-first labels-{labels}-{more}")
     # Fabric before a fixed camera: nearly all photographs look alike.
     found = label_next(first, [s.images[0] for s in pool], train=known, n=more, near=None, seed=seed)
     by_picture = {s.images[0]: s for s in pool}
@@ -70,7 +70,7 @@ def draw(seed: int, labels: int, more: int) -> dict[str, Any]:
     given = {"first labels": known, "chosen": [*known, *chosen], "random": [*known, *pool[:more]]}
     result: dict[str, Any] = {"seed": seed, "asked": [s.id for s in asked], "graft": {}, "probe": {}}
     for arm, samples in given.items():
-        model = first if arm == "first labels" else learned(samples, seed, f"{seed}-{arm}-{labels + more}")
+        model = first if arm == "first labels" else learned(samples, seed, f"{seed}-{arm}-{labels}-{more}")
         features = encode(model, asked, print)
         answers = [o.best() for o in OptionScorer(model, features=features, tolerance=0.0)(asked)]
         settings = Settings(features=features, train=samples, seed=seed)

@@ -289,6 +289,15 @@ def test_what_another_plan_has_begun_is_kept_aside(
     assert (begun.run.with_name("projector-1.begun-1") / "old").read_text() == "old"
 
 
+def test_a_plan_that_trained_nothing_leaves_the_arm_to_the_next(done: Compared, begun: Place) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        arms.run(done.plan, begun, make=killed, say=lambda _: None)
+    assert not arms.begun_otherwise(done.plan, begun)
+
+
 def test_what_the_same_plan_has_begun_goes_on(done: Compared, begun: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     (begun.run / arms.KEY).write_text(arms.key(done.plan, "projector", 1))
     monkeypatch.setattr(arms, "run", lambda plan, at, **_: _compared.write(plan, at) if at.run.exists() else None)

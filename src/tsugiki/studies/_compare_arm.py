@@ -97,7 +97,7 @@ def run(
         TsugikiError: as training and measuring do.
     """
     arm, learn = plan.arm(place.name), schema.load(plan.data.train)
-    if not place.run.exists():  # what is there is gone on with, or refused
+    if not any((place.run / name).exists() for name in ("run.json", BEGAN)):  # else it is gone on with, or refused
         atomic_write(place.run / KEY, key(plan, place.name, place.seed) + "\n")
     asked = {name: schema.load(path) for name, path in plan.data.ask.items()}
     turns = [] if plan.data.iit is None else schema.load(plan.data.iit)
