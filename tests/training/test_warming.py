@@ -111,6 +111,15 @@ def test_errors(tmp_path: Path) -> None:
         run(recipe(warm_start=True), tmp_path / "b", data=told)
 
 
+def test_a_warm_start_that_sets_nothing_says_so(tmp_path: Path) -> None:
+    built = model()
+    before = {name: p.clone() for name, p in built.frontend.projector.named_parameters()}
+    start = {"options": {"match": False, "norm": None}}
+    result = run(recipe(warm_start=start, steps=0), tmp_path, built)
+    assert told(result.reports["0"]).startswith("warm start: the projector stays as it is")
+    assert all(torch.equal(p, before[name]) for name, p in built.frontend.projector.named_parameters())
+
+
 def boxed(number: int, picture: Any, *boxes: Box, meta: dict[str, Any] | None = None) -> Sample:
     told = Message("assistant", (TextPart("there: "), *(BoxPart(box) for box in boxes)))
     return Sample(id=str(number), messages=(Message.of("user", "Where?", (picture,)), told), meta=meta or {})

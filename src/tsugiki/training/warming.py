@@ -135,6 +135,8 @@ def told(report: Mapping[str, Any]) -> str:
     parts = []
     if report["matched"]:
         parts.append(f"the projector starts from {report['pictures']} pictures and {report['words']} words")
+    elif "pictures" in report and report.get("norm", 1.0) is None:
+        parts.append("the projector stays as it is")
     elif "pictures" in report:
         parts.append(f"only the size of the visual tokens is set ({report.get('reason', 'as asked for')})")
     if "places" in report:
