@@ -172,7 +172,7 @@ def table() -> None:
         f"Steps of 8 names, then of 8 pictures; {PICTURES} of one object and {PICTURES} of one to three with"
         f" {QUESTIONS} questions each, {PICTURES // 8} of words, 160 questions about text after a picture. One seed,"
         " bf16.",
-        "MB: of the graft's numbers in float16.",
+        "Minutes: of the steps, by the clock, beside other work. MB: of the graft's numbers in float16.",
         "The two best of round 1 go into round 2; intervals are over the pictures and do not cover the choice.",
     ]
     write("starter", "The starter graft: which combination", rows, notes)
