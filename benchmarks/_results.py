@@ -68,10 +68,8 @@ def by_size(scores: Sequence[Score], rivals: Sequence[str]) -> list[dict[str, st
     """Rows of a learning curve's scores; differences with their sign."""
     rows = []
     for score in scores:
-        size, sign = (
-            score.task.removesuffix(" pictures").rpartition(" ")[2].rpartition("/")[2],
-            " minus " in score.metric,
-        )
+        size = score.task.removesuffix(" pictures").rpartition(" ")[2].rpartition("/")[2]
+        sign = " minus " in score.metric
         rows.append(
             {
                 "pictures": size,

@@ -6,9 +6,8 @@
     python benchmarks/starter.py --final lite0-320 --hours 3       # the chosen one at length; again: continued
     python benchmarks/starter.py --commit lite0-320                # its graft into src/tsugiki/starter
 
-Every combination has the same pictures, order and number of steps: `STEPS`, which take the slowest about 5 minutes of
-one core in round 1 and 15 in round 2. A clock would give fewer steps to what runs beside other work, and another result
-to a run that was continued.
+Every combination has the same pictures, order and number of steps, `STEPS`; the minutes are in the table. A clock would
+give fewer steps to what runs beside other work, and another result to a run that was continued.
 
 The figure that ranks: the mean over naming, boxes, yes/no and counting of (right - chance) / (1 - chance). Each kind
 counts the same, since a start has to serve all of them; guessing is 0 and all right is 1 in each, so that a kind with
@@ -173,7 +172,8 @@ def table() -> None:
         f" {QUESTIONS} questions each, {PICTURES // 8} of words, 160 questions about text after a picture. One seed,"
         " bf16.",
         "Minutes: of the steps, by the clock, beside other work. MB: of the graft's numbers in float16.",
-        "The two best of round 1 go into round 2; intervals are over the pictures and do not cover the choice.",
+        "Into round 2 go the two best by the figure, and the third, which has as many names in half the minutes; a row"
+        " that is not there is not run yet. Intervals are over the pictures and do not cover the choice.",
     ]
     write("starter", "The starter graft: which combination", rows, notes)
 
