@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tests.studies._kills import Killed, killing
 from tests.studies._pictures import folder, picture
 
 import tsugiki
@@ -22,7 +23,6 @@ from tsugiki.studies import _training
 from tsugiki.studies.fit import FitResult, fit
 from tsugiki.studies.predict import predict
 from tsugiki.testing import TinyTower, tiny_llm, tiny_model, tiny_tokenizer
-from tsugiki.training.trainer import StepReport
 from tsugiki.types import Box, BoxPart, Message, Sample
 
 RECIPE: dict[str, Any] = {
@@ -97,27 +97,12 @@ def test_it_learns(tmp_path: Path) -> None:
     assert next(s for s in result.scores if s.metric == "accuracy").value > 0.8
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("refit", [True, False])
 def test_stopped_anywhere_it_ends_the_same(tmp_path: Path, refit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = folder(tmp_path / "p")
     whole = run(photos, tmp_path / "whole", refit=refit)
-    real, kills = _training.train, [("choose", 1), ("choose", 3), ("choose", 5)] + [("run", 1)] * refit
-
-    def killing(model: Any, plan: Any, out: Path, *, on_step: Any = None, **options: Any) -> Any:
-        def step(report: StepReport) -> None:
-            if on_step is not None:
-                on_step(report)
-            if kills and kills[0] == (out.name, report.step):
-                kills.pop(0)
-                raise Killed
-
-        return real(model, plan, out, on_step=step, **options)
-
-    monkeypatch.setattr(_training, "train", killing)
+    kills = [("choose", 1), ("choose", 3), ("choose", 5)] + [("run", 1)] * refit
+    monkeypatch.setattr(_training, "train", killing(_training.train, kills))
     for _ in range(3 + refit):
         with pytest.raises(Killed):
             run(photos, tmp_path / "run", refit=refit)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.studies._kills import Killed, killing
 from tests.studies._pictures import folder, picture
 from tests.studies.test_arms import hub_model, plain_model
 
@@ -265,26 +266,11 @@ def test_without_demos_the_keys_of_a_study_are_as_ever() -> None:
     assert Maker(base="b", recipe=RECIPE, demos=2).content([("projector",)]) == {"demos": 2, **plan}
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_stopped_anywhere_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = folder(tmp_path / "p")
     whole = run(photos, tmp_path / "whole")
-    real, kills = _training.train, [("choose", 1), ("choose", 2), ("run", 1), ("bank", 0)]
-
-    def killing(model: Any, plan: Any, out: Path, *, on_step: Any = None, **options: Any) -> Any:
-        def step(report: Any) -> None:
-            if on_step is not None:
-                on_step(report)
-            if kills and kills[0] == (out.name, report.step):
-                kills.pop(0)
-                raise Killed
-
-        return real(model, plan, out, on_step=step, **options)
-
-    monkeypatch.setattr(_training, "train", killing)
+    kills = [("choose", 1), ("choose", 2), ("run", 1), ("bank", 0)]
+    monkeypatch.setattr(_training, "train", killing(_training.train, kills))
     build = banks.build
 
     def building(model: Any, data: Any, place: Path, **options: Any) -> Any:
